@@ -1,0 +1,1 @@
+"""What plugin authors subclass: Algorithm, Backbone, Dataset, and the types that they exchange."""

@@ -1,0 +1,86 @@
+"""The recipe: how an algorithm is *trained*. Part of the cell, shown in the table."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from metabench.episodes.digest import digest, short
+
+
+class Hyperparameters(BaseModel):
+    """Base of every plugin's hyper-parameters: typed, bounded, documented, frozen.
+
+    Each field needs a default and a description, and bounds where there are any:
+    `inner_lr: float = Field(0.4, gt=0, description="inner-loop learning rate (alpha)")`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "linear", "cosine", "step"]
+
+
+class Recipe(Hyperparameters):
+    """Budget in steps, training episodes, optimiser, schedule, augmentation, model selection."""
+
+    NEUTRAL: ClassVar[dict[str, object]] = {}
+
+    steps: Annotated[int, Field(ge=0, description="meta-steps; 0 leaves it untrained")] = 1000
+    ways: Annotated[int | None, Field(ge=2, description="training ways; none: the protocol's")] = (
+        None
+    )
+    shots: Annotated[
+        int | None, Field(ge=1, description="training shots; none: the protocol's")
+    ] = None
+    queries: Annotated[
+        int | None, Field(ge=0, description="training queries a class; none: the protocol's")
+    ] = None
+    meta_batch: Annotated[int, Field(ge=1, description="episodes a meta-step")] = 1
+    batch_size: Annotated[int, Field(ge=1, description="items a step outside episodes")] = 64
+
+    optimizer: Optimizer = "adam"
+    lr: Annotated[float, Field(gt=0, description="outer learning rate")] = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1, description="of SGD; Adam's beta1 stays .9")] = 0.0
+    nesterov: Annotated[bool, Field(description="Nesterov momentum, with SGD")] = False
+    weight_decay: Annotated[float, Field(ge=0, description="decoupled only with adamw")] = 0.0
+    clip_norm: Annotated[float | None, Field(gt=0, description="bound of the gradient's norm")] = (
+        None
+    )
+    schedule: Schedule = "constant"
+    warmup: Annotated[int, Field(ge=0, description="steps of linear warm-up")] = 0
+    decay_every: Annotated[int, Field(ge=1, description="steps between decays (step)")] = 2000
+    decay_factor: Annotated[float, Field(gt=0, le=1, description="factor of a decay (step)")] = 0.5
+
+    augmentation: Literal["none", "rotation-classes"] = "none"
+    validate_every: Annotated[
+        int, Field(ge=0, description="steps between validations; 0: never")
+    ] = 0
+    validation_episodes: Annotated[int, Field(ge=2, description="episodes a validation")] = 200
+    select: Annotated[
+        Literal["best", "last"], Field(description="best on validation, or the last step")
+    ] = "best"
+    refit: Annotated[
+        bool,
+        Field(description="after selection, train anew on train + validation for as many steps"),
+    ] = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum over 0")
+        if self.refit and (self.select != "best" or not self.validate_every):
+            raise ValueError("refit needs select = 'best' and validate_every over 0")
+        return self
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What the digest is taken of."""
+        fields = self.model_dump(mode="json")
+        return {k: v for k, v in fields.items() if k not in self.NEUTRAL or self.NEUTRAL[k] != v}
+
+    @property
+    def short_digest(self) -> str:
+        return short("r", digest(self.identity))
