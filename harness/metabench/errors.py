@@ -61,6 +61,12 @@ class StoreError(MetabenchError):
     """A result folder that cannot be read or written."""
 
 
+class NotANumberError(MetabenchError):
+    """A loss, a prediction or a parameter that is not finite."""
+
+    exit_code = 1
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for a `kind` (such as "algorithm") called `name`, with the nearest of `known`."""
     names = sorted(known)

@@ -1,0 +1,1 @@
+"""The engine: inner loop, training phases, evaluation. What decides a number lives here."""

@@ -1,0 +1,121 @@
+"""Batch norm whose moments an algorithm can choose, keep and hand on while it adapts.
+
+The four options of adaptation (`BatchNormOption`) are made of the modes of this layer:
+
+- `support`: the support set's moments under the adapted weights normalise support and queries
+  (MetaBN in Bronskill et al. 2020, arXiv:2003.03284): `fresh` in the inner loop, `record` once
+  afterwards, `stored` for queries. Inductive.
+- `support+1`: each query is normalised with the support set and itself (the inductive mode of
+  Nichol et al. 2018, arXiv:1803.02999): `fresh` throughout. Inductive.
+- `running`: the usual averages over training: `update` in training, `stored` at test. Inductive.
+- `batch`: support by its own moments, all queries by theirs (the classic MAML): `fresh`
+  throughout. Transductive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Mode = Literal["auto", "fresh", "record", "stored", "update"]
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all dimensions but the second, for (n, C) or (n, C, ...).
+
+    Modes:
+        auto: PyTorch's own behaviour: batch moments and running averages in training mode, the
+            running averages otherwise.
+        fresh: the moments of this batch; nothing is kept.
+        record: as `fresh`, and the moments become the stored ones. The buffers are assigned, not
+            changed in place, so `torch.func.functional_call` hands them back and gradients flow.
+        stored: the stored moments; gradients flow through them.
+        update: as `fresh`, and the stored moments move towards the batch's by `momentum`.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float, momentum: float, affine: bool) -> None:
+        super().__init__()
+        self.channels, self.eps, self.momentum = channels, eps, momentum
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.mode: Mode = "auto"
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode == "fresh":
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        if self.mode == "stored":
+            return self._normalise(x, self.running_mean, self.running_var)
+        if self.mode == "auto":
+            return F.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.training,
+                self.momentum,
+                self.eps,
+            )
+        variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
+        if self.mode == "record":
+            self.running_mean, self.running_var = mean, variance
+        else:
+            self.running_mean = torch.lerp(self.running_mean, mean.detach(), self.momentum)
+            self.running_var = torch.lerp(self.running_var, variance.detach(), self.momentum)
+        return self._normalise(x, mean, variance)
+
+    def _normalise(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        # Not F.batch_norm: its evaluation mode gives no gradient to the moments.
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return x * scale.view(shape) + shift.view(shape)
+
+
+def convert(module: nn.Module) -> None:
+    """Replace PyTorch's batch norms below `module`, in place, weights kept."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            momentum = 0.1 if child.momentum is None else child.momentum
+            layer = BatchNorm(child.num_features, child.eps, momentum, child.affine)
+            if child.affine:
+                layer.weight, layer.bias = child.weight, child.bias
+            if child.running_mean is not None and child.running_var is not None:
+                layer.running_mean, layer.running_var = child.running_mean, child.running_var
+            layer.train(child.training)
+            setattr(module, name, layer)
+        else:
+            convert(child)
+
+
+@contextmanager
+def norm_mode(module: nn.Module, mode: Mode) -> Iterator[None]:
+    """Put every batch norm below `module` into a mode for the duration."""
+    layers = [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
+    before = [layer.mode for layer in layers]
+    for layer in layers:
+        layer.mode = mode
+    try:
+        yield
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.mode = old

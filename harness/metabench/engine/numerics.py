@@ -1,0 +1,77 @@
+"""What decides the last digits of a number: device type, dtype, threads, engine, chunk sizes.
+
+Every value follows from shapes and the device type by the tables here, never from free memory,
+load, a worker count or a timed trial, and all of it is part of a cell's identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metabench.episodes.random import stream_key
+from metabench.errors import UsageError
+
+THREADS = {"cpu": 1, "cuda": 1}
+"""PyTorch threads a worker. One: two workers of one thread do more than one of two."""
+
+EPISODES_A_CHUNK = {"embedding": 100, "gradient": 10, "other": 25}
+"""Episodes that are adapted to and predicted at once in evaluation, by kind of algorithm."""
+
+ITEMS_A_CHUNK = 256
+"""Items that pass the backbone at once when a split is embedded."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device.
+
+    Raises:
+        UsageError: CUDA asked for where there is none, or no device of that name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"there is no device called {name!r}", "use auto, cpu, cuda or cuda:N"
+        ) from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UsageError(
+                f"device {name!r} asked for, but PyTorch sees {count} CUDA devices",
+                "use --device cpu, or install a PyTorch build with CUDA and its driver",
+            )
+    elif device.type != "cpu":
+        raise UsageError(f"device {name!r} is not supported", "use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def numerics(device_type: str) -> dict[str, Any]:
+    """The part of a cell's identity that is about arithmetic."""
+    return {
+        "device": device_type,
+        "dtype": "float32",
+        "threads": THREADS[device_type],
+        "engine": "loop",
+        "episodes_a_chunk": EPISODES_A_CHUNK,
+        "items_a_chunk": ITEMS_A_CHUNK,
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+    }
+
+
+def set_up_process(device: torch.device) -> None:
+    """Make this process compute the same digits as any other on the same kind of device."""
+    torch.set_num_threads(THREADS[device.type])
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def seed_torch(*parts: object) -> None:
+    """Seed PyTorch's global generator from anything that has a canonical form."""
+    torch.manual_seed(int.from_bytes(stream_key(*parts)[:8], "little") >> 1)

@@ -1,0 +1,147 @@
+"""Training: the phases of an algorithm, one after the other, from the last checkpoint on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metabench.api.algorithm import Algorithm
+from metabench.api.context import Context, EpisodeRandom
+from metabench.api.items import tree_map
+from metabench.api.phases import Batches, Collect, Episodic, Fit, Phase
+from metabench.api.recipe import Recipe
+from metabench.engine.descent import Checkpoints, Descent, Row, Saved, TrainingResult, under
+from metabench.engine.feed import BatchFeed, EpisodeFeed, TrainingData
+from metabench.engine.numerics import seed_torch
+from metabench.engine.progress import Monitor, Progress, silent
+from metabench.errors import PluginError
+
+
+class SharedPhases(Protocol):
+    """Where shared phases are found and put, by what decides them."""
+
+    def find(self, phase: Batches) -> dict[str, Tensor] | None:
+        """The trained module's tensors, if anybody has trained it."""
+
+    def publish(self, phase: Batches, tensors: dict[str, Tensor], curve: list[Row]) -> None:
+        """Keep them for every cell that asks for the same phase."""
+
+
+class NothingShared:
+    """Each algorithm trains for itself."""
+
+    def find(self, phase: Batches) -> dict[str, Tensor] | None:
+        return None
+
+    def publish(self, phase: Batches, tensors: dict[str, Tensor], curve: list[Row]) -> None:
+        pass
+
+
+def train(
+    algorithm: Algorithm,
+    recipe: Recipe,
+    data: TrainingData,
+    seed: int,
+    *,
+    shared: SharedPhases | None = None,
+    checkpoints: Checkpoints | None = None,
+    monitor: Monitor = silent,
+) -> TrainingResult:
+    """Train `algorithm` in place, and leave the selected weights in it.
+
+    Raises:
+        NotANumberError: the loss, or a parameter after training, is not finite.
+        PluginError: the algorithm's phases are not such as can be run.
+    """
+    phases = planned_phases(algorithm, recipe, seed)
+    saved = checkpoints.load() if checkpoints is not None else None
+    first, result = 0, TrainingResult()
+    if saved is not None:
+        meta, tensors = saved
+        first, result = int(meta["phase"]), TrainingResult(**meta["result"])
+        algorithm.load_state_dict(under("algorithm.", tensors))
+    for number, phase in enumerate(phases[first:], start=first):
+        resumed = saved if number == first else None
+        if isinstance(phase, Batches) and phase.shared:
+            descent = Descent(
+                algorithm, phase, number, data, seed, TrainingResult(), checkpoints, monitor
+            )
+            train_shared(descent, shared or NothingShared(), resumed)
+            result.steps += descent.recipe.steps
+            result.items += descent.recipe.steps * descent.feed.items_a_step
+            result.selected_step = descent.recipe.steps or None
+        elif isinstance(phase, Episodic | Batches):
+            descent = Descent(algorithm, phase, number, data, seed, result, checkpoints, monitor)
+            descent.run(resumed)
+        elif isinstance(phase, Fit):
+            fit(phase, data, seed)
+        else:
+            collect(phase, data, seed, result, monitor)
+    algorithm.eval()
+    return result
+
+
+def planned_phases(algorithm: Algorithm, recipe: Recipe, seed: int) -> list[Phase]:
+    """The algorithm's phases; modules that they build draw from a generator seeded by `seed`.
+
+    Raises:
+        PluginError: something is no phase, or a shared phase comes after another.
+    """
+    seed_torch("phases", seed)
+    phases = list(algorithm.phases(recipe))
+    begun = False
+    for phase in phases:
+        if not isinstance(phase, Episodic | Batches | Fit | Collect):
+            raise PluginError(f"{algorithm.name}.phases() returned {phase!r}, which is no phase")
+        shared = isinstance(phase, Batches) and phase.shared
+        if shared and begun:
+            raise PluginError(
+                f"{algorithm.name}: a shared phase must come before all others",
+                "what it trains may not depend on what this algorithm did before",
+            )
+        begun = begun or not shared
+    return phases
+
+
+def train_shared(descent: Descent, shared: SharedPhases, resumed: Saved | None) -> None:
+    """Take a shared phase's weights from where they are kept, or train and keep them."""
+    phase = descent.phase
+    assert isinstance(phase, Batches)
+    tensors = shared.find(phase)
+    if tensors is None:
+        descent.run(resumed)
+        tensors = {k: v.detach().clone() for k, v in phase.module.state_dict().items()}
+        shared.publish(phase, tensors, descent.result.curve)
+    # Loaded also by the cell that trained it, so that nothing depends on which one did.
+    phase.module.load_state_dict(tensors)
+
+
+def fit(phase: Fit, data: TrainingData, seed: int) -> None:
+    """Hand the whole training split to the phase's function."""
+    seed_torch("step", seed, phase.name, 0)
+    feed = BatchFeed(data, Recipe(), seed, phase.name)
+    items, classes = feed.everything()
+    rng = EpisodeRandom(feed.key, [0], data.store.device)
+    with torch.no_grad():
+        phase.fn(items, classes if phase.labels else None, Context("train", rng, phase=phase.name))
+
+
+def collect(
+    phase: Collect, data: TrainingData, seed: int, result: TrainingResult, monitor: Monitor
+) -> None:
+    """Make an artefact from many training tasks, and hand it to the phase's `store`."""
+    feed = EpisodeFeed(data, phase.recipe, seed, phase.name)
+    total = phase.recipe.steps
+    parts = []
+    for step in range(total):
+        seed_torch("step", seed, phase.name, step)
+        numbers, batch = feed.batch(step)
+        rng = EpisodeRandom(feed.key, numbers, data.store.device)
+        parts.append(phase.fn(batch, Context("train", rng, step, total, phase.name)))
+        monitor(Progress(phase.name, step + 1, total))
+    if parts:
+        phase.store(tree_map(lambda *tensors: torch.cat(tensors), *parts))
+    result.steps += total
+    result.items += total * feed.items_a_step
