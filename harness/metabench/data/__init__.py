@@ -1,0 +1,1 @@
+"""Data on disk: the data folder, atomic folders, array caches, archives, class splits, the list."""

@@ -86,7 +86,8 @@ class GradientAlgorithm(Algorithm):
         if mask is None:
             return F.cross_entropy(logits, labels), buffers
         losses = F.cross_entropy(logits, labels, reduction="none")
-        return (losses * mask).sum() / mask.sum(), buffers
+        # A mini-batch may be all padding.
+        return (losses * mask).sum() / mask.sum().clamp(min=1), buffers
 
     def inner_state(self, adapted: Tensors) -> Any:
         """The inner optimiser's state before the first step. Default: none."""
@@ -124,16 +125,20 @@ class GradientAlgorithm(Algorithm):
                 steps,
                 order,
             )
-            state: dict[str, PyTree] = {"params": {name: phi[name] for name in names}}
-            if self.hp.batch_norm == "support":
-                # Once more, under the adapted weights: these moments are what queries get.
-                _, state["buffers"] = self.run(phi, moments, data, "record")
-            elif self.hp.batch_norm == "support+1":
-                state["support"] = data
-            return state
+            return self.task_state({name: phi[name] for name in names}, moments, data)
 
         values, mask = support.targets.values, support.items.mask
         return over_tasks(one_task, support.items.data, values, mask)
+
+    def task_state(self, adapted: Tensors, moments: Tensors, data: PyTree) -> PyTree:
+        """The state of one adapted task, whose support items are `data` (S, ...)."""
+        state: dict[str, PyTree] = {"params": adapted}
+        if self.hp.batch_norm == "support":
+            # Once more, under the adapted weights: these moments are what queries get.
+            _, state["buffers"] = self.run(adapted, moments, data, "record")
+        elif self.hp.batch_norm == "support+1":
+            state["support"] = data
+        return state
 
     def predict(self, state: PyTree, queries: Items, ctx: Context) -> Tensor:
         option = self.hp.batch_norm
@@ -164,6 +169,14 @@ class GradientAlgorithm(Algorithm):
         with norm_mode(self, mode):
             logits: Tensor = functional_call(self, tensors, (data,))
         return logits, {name: tensors[name] for name in buffers}
+
+    def features(self, buffers: Tensors, data: PyTree, mode: Mode) -> tuple[Tensor, Tensors]:
+        """As `run`, but what comes before the head: the backbone's features (n, D)."""
+        prefix = "backbone."
+        inside = {k.removeprefix(prefix): v for k, v in buffers.items() if k.startswith(prefix)}
+        with norm_mode(self.backbone, mode):
+            features: Tensor = functional_call(self.backbone, inside, (data,))
+        return features, {**buffers, **{prefix + name: value for name, value in inside.items()}}
 
     def norm_buffers(self) -> Tensors:
         """The batch-norm moments of the network, by name."""

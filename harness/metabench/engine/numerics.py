@@ -56,8 +56,7 @@ def numerics(device_type: str) -> dict[str, Any]:
         "dtype": "float32",
         "threads": THREADS[device_type],
         "engine": "loop",
-        "episodes_a_chunk": EPISODES_A_CHUNK,
-        "items_a_chunk": ITEMS_A_CHUNK,
+        "chunks": {**EPISODES_A_CHUNK, "items": ITEMS_A_CHUNK},
         "torch": ".".join(torch.__version__.split(".")[:2]),
     }
 

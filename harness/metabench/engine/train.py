@@ -57,25 +57,27 @@ def train(
     """
     phases = planned_phases(algorithm, recipe, seed)
     saved = checkpoints.load() if checkpoints is not None else None
-    first, result = 0, TrainingResult()
+    first, result, of_shared = 0, TrainingResult(), TrainingResult()
     if saved is not None:
         meta, tensors = saved
-        first, result = int(meta["phase"]), TrainingResult(**meta["result"])
+        first, before = int(meta["phase"]), TrainingResult(**meta["result"])
+        # A shared phase, which is the first, has a training curve of its own.
+        result, of_shared = (result, before) if is_shared(phases[first]) else (before, of_shared)
         algorithm.load_state_dict(under("algorithm.", tensors))
     for number, phase in enumerate(phases[first:], start=first):
         resumed = saved if number == first else None
-        if isinstance(phase, Batches) and phase.shared:
-            descent = Descent(
-                algorithm, phase, number, data, seed, TrainingResult(), checkpoints, monitor
-            )
-            train_shared(descent, shared or NothingShared(), resumed)
-            result.steps += descent.recipe.steps
-            result.items += descent.recipe.steps * descent.feed.items_a_step
-            result.selected_step = descent.recipe.steps or None
-        elif isinstance(phase, Episodic | Batches):
-            descent = Descent(algorithm, phase, number, data, seed, result, checkpoints, monitor)
-            descent.run(resumed)
+        if isinstance(phase, Episodic | Batches):
+            own = of_shared if is_shared(phase) else result
+            descent = Descent(algorithm, phase, number, data, seed, own, checkpoints, monitor)
+            if is_shared(phase):
+                train_shared(descent, shared or NothingShared(), resumed)
+                result.steps += descent.recipe.steps
+                result.items += descent.recipe.steps * descent.feed.items_a_step
+                result.selected_step = descent.recipe.steps or None
+            else:
+                descent.run(resumed)
         elif isinstance(phase, Fit):
+            algorithm.eval()  # what is fitted stands on features as they are at test
             fit(phase, data, seed)
         else:
             collect(phase, data, seed, result, monitor)
@@ -83,11 +85,31 @@ def train(
     return result
 
 
+def train_shared_phase(
+    algorithm: Algorithm,
+    recipe: Recipe,
+    data: TrainingData,
+    seed: int,
+    shared: SharedPhases,
+    *,
+    checkpoints: Checkpoints | None = None,
+    monitor: Monitor = silent,
+) -> None:
+    """Train the algorithm's shared phase and nothing else, unless somebody has."""
+    phase = planned_phases(algorithm, recipe, seed)[0]
+    if not isinstance(phase, Batches) or not phase.shared:
+        raise PluginError(f"{algorithm.name} has no shared phase")
+    saved = checkpoints.load() if checkpoints is not None else None
+    own = TrainingResult(**saved[0]["result"]) if saved is not None else TrainingResult()
+    descent = Descent(algorithm, phase, 0, data, seed, own, checkpoints, monitor)
+    train_shared(descent, shared, saved)
+
+
 def planned_phases(algorithm: Algorithm, recipe: Recipe, seed: int) -> list[Phase]:
     """The algorithm's phases; modules that they build draw from a generator seeded by `seed`.
 
     Raises:
-        PluginError: something is no phase, or a shared phase comes after another.
+        PluginError: something is no phase, or a phase that is not the first is shared.
     """
     seed_torch("phases", seed)
     phases = list(algorithm.phases(recipe))
@@ -95,14 +117,18 @@ def planned_phases(algorithm: Algorithm, recipe: Recipe, seed: int) -> list[Phas
     for phase in phases:
         if not isinstance(phase, Episodic | Batches | Fit | Collect):
             raise PluginError(f"{algorithm.name}.phases() returned {phase!r}, which is no phase")
-        shared = isinstance(phase, Batches) and phase.shared
-        if shared and begun:
+        if is_shared(phase) and begun:
             raise PluginError(
-                f"{algorithm.name}: a shared phase must come before all others",
+                f"{algorithm.name}: a shared phase must be the first",
                 "what it trains may not depend on what this algorithm did before",
             )
-        begun = begun or not shared
+        begun = True
     return phases
+
+
+def is_shared(phase: Phase) -> bool:
+    """Whether the phase is trained once for all cells that ask for it."""
+    return isinstance(phase, Batches) and phase.shared
 
 
 def train_shared(descent: Descent, shared: SharedPhases, resumed: Saved | None) -> None:

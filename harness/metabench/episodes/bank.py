@@ -81,6 +81,24 @@ class ClassBank:
         offsets = np.concatenate([[0], np.cumsum(self.class_sizes[ids])]).astype(np.int64)
         return replace(self, data=data, offsets=offsets, names=tuple(names), split=split)
 
+    def joined(self, other: ClassBank) -> ClassBank:
+        """The classes of two splits as one, the other's behind; a copy of their items."""
+
+        def both(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate([mine, theirs])
+
+        if isinstance(self.data, Mapping) and isinstance(other.data, Mapping):
+            data: Any = {key: both(value, other.data[key]) for key, value in self.data.items()}
+        else:
+            data = both(self.data, other.data)  # type: ignore[arg-type]
+        return replace(
+            self,
+            data=data,
+            offsets=np.concatenate([self.offsets, self.n_items + other.offsets[1:]]),
+            names=self.names + other.names,
+            split=f"{self.split}+{other.split}",
+        )
+
     def check_serves(self, shape: EpisodeShape) -> None:
         """Raise ProtocolError unless every episode of that shape can be drawn from here."""
         views = 4 if shape.rotation is Rotation.CLASSES else 1

@@ -1,0 +1,121 @@
+"""The frame of the command line: one module a verb, imported only when the verb is used.
+
+To add a verb, write `metabench/cli/<verb>.py` with a click command called `command`, and add a line
+to `VERBS`. Results go to standard output, progress, warnings and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from metabench.cli.choice import nearest
+from metabench.errors import MetabenchError
+from metabench.rendering import plain
+
+VERBS = {
+    "completion": "Print the script that makes a shell complete metabench's words.",
+    "list": "List what is registered: algorithms, backbones, data sets, suites, plugins.",
+}
+INTERRUPTED = 130
+_ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_HELP_ASKED_FOR = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2
+
+
+class VerbGroup(click.Group):
+    """The verbs of `VERBS`, and what becomes of their errors."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"metabench.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and not args[0].startswith("-"):
+            ctx.fail(f"There is no verb {args[0]!r}.{nearest(args[0], list(VERBS))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click's own would import every verb for its first line of help.
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, VERBS[verb]) for verb in self.list_commands(ctx)])
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        with _errors_in_two_lines():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _errors_in_two_lines():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors_in_two_lines() -> Iterator[None]:
+    """What a person can act on becomes a message, a hint and an exit code, without a traceback."""
+    try:
+        yield
+    except MetabenchError as error:
+        _stop(error.message, error.hint, error.exit_code)
+    except click.UsageError as error:
+        if isinstance(error, _HELP_ASKED_FOR):
+            raise
+        where = error.ctx.command_path if error.ctx else "metabench"
+        _stop(error.format_message(), f"see {where} -h", error.exit_code)
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT:
+            raise
+        _stop(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
+    except KeyboardInterrupt:
+        _stop("interrupted", exit_code=INTERRUPTED)
+
+
+def _stop(message: str, hint: str = "", exit_code: int = 2) -> NoReturn:
+    click.echo(f"metabench: {plain(message)}", err=True)
+    if hint:
+        click.echo(plain(hint), err=True)
+    raise click.exceptions.Exit(exit_code)
+
+
+class _StandardError(logging.Handler):
+    """Warnings of the library, one line each on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"metabench: {record.levelname.lower()}: {plain(record.getMessage())}", err=True)
+
+
+@click.group(
+    cls=VerbGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="VERB ...",
+)
+@click.version_option(package_name="metabench", message="%(prog)s %(version)s")
+@click.option(
+    "--strict-plugins", is_flag=True, help="Stop where a plugin fails, instead of warning."
+)
+def main(strict_plugins: bool) -> None:
+    """Few-shot learning algorithms on the same episodes, under one protocol."""
+    logger = logging.getLogger("metabench")
+    if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
+        logger.addHandler(_StandardError())
+    if strict_plugins:
+        from metabench.plugins import registry
+
+        registry(strict=True)

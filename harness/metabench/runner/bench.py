@@ -1,0 +1,184 @@
+"""The workbench: what a process keeps between cells, and what a cell means on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metabench.api.algorithm import Algorithm
+from metabench.api.backbone import ItemSpec
+from metabench.api.dataset import Dataset
+from metabench.api.phases import Batches
+from metabench.engine.build import Blueprint, training_bank, training_shape
+from metabench.engine.gather import ItemStore
+from metabench.engine.numerics import numerics
+from metabench.engine.train import planned_phases
+from metabench.episodes.bank import ClassBank, assert_disjoint
+from metabench.episodes.digest import digest
+from metabench.episodes.source import EpisodeSource, protocol_key
+from metabench.errors import ProtocolError
+from metabench.registry import Registry
+from metabench.runner.cells import Cell, Choice
+from metabench.runner.resolve import load_choice
+from metabench.store.code import code_digest
+from metabench.store.keys import (
+    CellIdentity,
+    DatasetIdentity,
+    Numerics,
+    PhaseIdentity,
+    PluginIdentity,
+    fresh_code,
+)
+
+
+@dataclass
+class Workbench:
+    """Plugins, data and device of one process.
+
+    Attributes:
+        registry: where plugins come from.
+        data_folder: where data sets are.
+        device: what everything runs on.
+    """
+
+    registry: Registry
+    data_folder: Path
+    device: torch.device
+    _datasets: dict[str, Dataset] = field(default_factory=dict)
+    _banks: dict[tuple[str, str, int | None], Mapping[str, ClassBank]] = field(default_factory=dict)
+    _code: dict[tuple[type, ...], str] = field(default_factory=dict)
+
+    # Data.
+
+    def dataset(self, cell: Cell) -> Dataset:
+        """The cell's data set, prepared or not."""
+        name = _choice_key(cell.dataset)
+        if name not in self._datasets:
+            cls, hp = load_choice(self.registry, "dataset", cell.dataset)
+            self._datasets[name] = cls(self.data_folder, hp)
+        return self._datasets[name]
+
+    def banks(self, cell: Cell) -> Mapping[str, ClassBank]:
+        """The cell's splits; no class stands in two of them."""
+        protocol = cell.protocol
+        key = (_choice_key(cell.dataset), protocol.class_split, protocol.image_size)
+        if key not in self._banks:
+            banks = self.dataset(cell).banks(protocol.class_split, protocol.image_size)
+            assert_disjoint(banks)
+            self._banks[key] = banks
+        return self._banks[key]
+
+    def item(self, cell: Cell) -> ItemSpec:
+        """What one item of the cell's data set is."""
+        return self.dataset(cell).item(cell.protocol.image_size)
+
+    def store_of(self, bank: ClassBank, cell: Cell) -> ItemStore:
+        """The items of a bank on this process's device."""
+        return ItemStore(bank, self.item(cell), self.device)
+
+    def source(self, bank: ClassBank, cell: Cell) -> EpisodeSource:
+        """The protocol's episodes on a bank."""
+        return EpisodeSource(bank, cell.protocol.shape, protocol_key(bank, cell.protocol))
+
+    def check(self, cell: Cell) -> None:
+        """Raise before anything is trained if the data cannot serve protocol or recipe."""
+        banks = self.banks(cell)
+        banks["test"].check_serves(cell.protocol.shape)
+        if "validation" in banks and cell.recipe.validate_every:
+            banks["validation"].check_serves(cell.protocol.shape)
+        if cell.recipe.refit and "validation" not in banks:
+            raise ProtocolError(
+                f"{cell.id}: refit needs a meta-validation split, and class split "
+                f"{cell.protocol.class_split!r} has none",
+                "set refit = false in the recipe, or choose another class split",
+            )
+        if cell.recipe.steps:
+            bank = training_bank(banks["train"], cell.recipe, cell.protocol)
+            bank.check_serves(training_shape(cell.recipe, cell.protocol))
+        self.sketch(cell)
+
+    # Algorithms.
+
+    def blueprint(self, cell: Cell) -> Blueprint:
+        """The cell's plugins and settings, typed."""
+        algorithm, algorithm_hp = load_choice(self.registry, "algorithm", cell.algorithm)
+        backbone, backbone_hp = load_choice(self.registry, "backbone", cell.backbone)
+        return Blueprint(
+            algorithm, algorithm_hp, backbone, backbone_hp, cell.recipe, cell.protocol, cell.seed
+        )
+
+    def build(self, cell: Cell, bank: ClassBank | None = None) -> Algorithm:
+        """The untrained algorithm; `bank`: what it will be trained on, if not the usual split."""
+        bank = bank or training_bank(self.banks(cell)["train"], cell.recipe, cell.protocol)
+        return self.blueprint(cell).build(self.item(cell), bank, self.device)
+
+    def sketch(self, cell: Cell) -> Batches | None:
+        """The cell's shared phase, if it has one, from a build without memory or arithmetic."""
+        bank = training_bank(self.banks(cell)["train"], cell.recipe, cell.protocol)
+        algorithm = self.blueprint(cell).build(self.item(cell), bank, "meta")
+        with torch.device("meta"):
+            phases = planned_phases(algorithm, cell.recipe, cell.seed)
+        first = phases[0] if phases else None
+        return first if isinstance(first, Batches) and first.shared else None
+
+    # Identities.
+
+    def identity(self, cell: Cell) -> CellIdentity:
+        """Everything that decides the cell's numbers."""
+        algorithm = self.registry.get("algorithm", cell.algorithm.name).load()
+        return CellIdentity(
+            protocol=cell.protocol.identity,
+            recipe=cell.recipe.identity,
+            dataset=self._dataset_identity(cell),
+            algorithm=self._plugin(cell.algorithm, algorithm),
+            backbone=self._backbone_identity(cell),
+            seed=cell.seed,
+            numerics=self._numerics(),
+        )
+
+    def phase_identity(self, cell: Cell, phase: Batches, bank: ClassBank) -> PhaseIdentity:
+        """Everything that decides a shared phase's artefact; `bank` is what it is trained on."""
+        return PhaseIdentity(
+            dataset=self._dataset_identity(cell),
+            classes={
+                "class_split": cell.protocol.class_split,
+                "image_size": cell.protocol.image_size,
+                "split": bank.split,
+                "views": bank.views,
+            },
+            backbone=self._backbone_identity(cell),
+            recipe=phase.recipe.identity,
+            module=digest(repr(phase.module)),
+            code=self._code_of(type(phase.module), phase.loss),
+            seed=cell.seed,
+            numerics=self._numerics(),
+        )
+
+    def _dataset_identity(self, cell: Cell) -> DatasetIdentity:
+        choice = cell.dataset
+        content = self.dataset(cell).digest()
+        return DatasetIdentity(name=choice.name, hp=choice.hyperparameters, digest=content)
+
+    def _backbone_identity(self, cell: Cell) -> PluginIdentity:
+        return self._plugin(cell.backbone, self.registry.get("backbone", cell.backbone.name).load())
+
+    def _plugin(self, choice: Choice, cls: type) -> PluginIdentity:
+        code = self._code_of(cls)
+        return PluginIdentity(name=choice.name, hp=choice.hyperparameters, code=code)
+
+    def _code_of(self, *things: Any) -> str:
+        # Kept, so that code without a source stays the same within this process.
+        if things not in self._code:
+            self._code[things] = code_digest(*things) or fresh_code()
+        return self._code[things]
+
+    def _numerics(self) -> Numerics:
+        return Numerics(**numerics(self.device.type))
+
+
+def _choice_key(choice: Choice) -> str:
+    return f"{choice.name} {digest(choice.hyperparameters)}"

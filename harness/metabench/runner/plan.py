@@ -1,0 +1,101 @@
+"""The plan of a run: which cells are finished, which jobs are left, what has to come first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from metabench.engine.build import training_bank
+from metabench.runner.bench import Workbench
+from metabench.runner.cells import Cell
+from metabench.runner.jobs import Job
+from metabench.store.store import Store
+
+
+@dataclass
+class Plan:
+    """What a run does.
+
+    Attributes:
+        keys: of all cells, in order.
+        finished: cells that are in the result folder and are reused.
+        left_out: cells that neither are finished nor are run (`--failed`).
+        jobs: phases and cells, phases first.
+    """
+
+    cells: list[Cell]
+    keys: list[str]
+    finished: list[Cell] = field(default_factory=list)
+    left_out: list[Cell] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+
+    @property
+    def key_of(self) -> dict[str, str]:
+        """Keys by cell id."""
+        return {cell.id: key for cell, key in zip(self.cells, self.keys, strict=True)}
+
+
+def make_plan(
+    bench: Workbench,
+    store: Store,
+    cells: Sequence[Cell],
+    *,
+    suite: str,
+    fresh: bool = False,
+    failed_only: bool = False,
+) -> Plan:
+    """Look at every cell before anything is trained.
+
+    Args:
+        suite: how the suite is named on the command line that runs a cell again.
+        fresh: forget what the result folder holds of these cells, and run them all.
+        failed_only: run those that failed, and no others.
+
+    Raises:
+        ProtocolError, UsageError, DataMissingError: a cell that cannot be run.
+    """
+    for cell in cells:
+        bench.check(cell)
+    plan = Plan(list(cells), [bench.identity(cell).key for cell in cells])
+    phases: dict[str, Job] = {}
+    jobs: list[Job] = []
+    for cell, key in zip(plan.cells, plan.keys, strict=True):
+        if fresh:
+            store.remove(key)
+        elif store.find(key) is not None:
+            plan.finished.append(cell)
+            continue
+        if failed_only and store.failure(key) is None:
+            plan.left_out.append(cell)
+            continue
+        command = cell.command(suite)
+        needs = _phase_key(bench, cell)
+        if needs is not None and needs not in phases:
+            if fresh:
+                store.phases.remove(needs)
+            phases[needs] = Job("phase", cell, needs, command=command)
+        jobs.append(Job("cell", cell, key, (needs,) if needs else (), command))
+    missing = [job for key, job in phases.items() if store.find_phase(key) is None]
+    plan.jobs = [*missing, *jobs]
+    return plan
+
+
+def _phase_key(bench: Workbench, cell: Cell) -> str | None:
+    phase = bench.sketch(cell)
+    if phase is None:
+        return None
+    bank = training_bank(bench.banks(cell)["train"], cell.recipe, cell.protocol)
+    return bench.phase_identity(cell, phase, bank).key
+
+
+def timing_jobs(plan: Plan, store: Store, machine: str) -> list[Job]:
+    """One timing for each row: its first finished cell, if no cell of the row is timed yet."""
+    rows: dict[object, list[tuple[Cell, str]]] = {}
+    for cell, key in zip(plan.cells, plan.keys, strict=True):
+        if store.folder(key).is_dir():
+            rows.setdefault(cell.row, []).append((cell, key))
+    return [
+        Job("timing", *members[0])
+        for members in rows.values()
+        if all(store.read_timing(key, machine) is None for _, key in members)
+    ]

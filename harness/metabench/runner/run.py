@@ -1,0 +1,271 @@
+"""A run: plan, jobs on an executor, failures noted, then the timing stage alone."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from metabench.engine.progress import Progress
+from metabench.registry import Registry
+from metabench.runner.bench import Workbench
+from metabench.runner.cells import Cell
+from metabench.runner.environment import run_info, this_machine
+from metabench.runner.executors import Executor, InProcess, Workers
+from metabench.runner.jobs import Job, JobResult, Place
+from metabench.runner.plan import Plan, make_plan, timing_jobs
+from metabench.store.record import LOG, Failure
+from metabench.store.store import Store
+from metabench.store.suites import SuiteCell
+
+log = logging.getLogger("metabench.runner")
+
+
+class Watch(Protocol):
+    """Whoever watches a run; every call comes from the process and thread of the run."""
+
+    def preparing(self, what: str, fraction: float | None) -> None:
+        """A data set is downloaded or prepared."""
+
+    def planned(self, plan: Plan) -> None:
+        """What will be done."""
+
+    def started(self, job: Job) -> None:
+        """A job was handed to a worker."""
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        """How far a job is."""
+
+    def ended(self, job: Job, result: JobResult) -> None:
+        """A job ended, well or not."""
+
+    def timing(self, jobs: int) -> None:
+        """The timing stage begins."""
+
+
+class Unwatched:
+    """Nobody watches."""
+
+    def preparing(self, what: str, fraction: float | None) -> None:
+        pass
+
+    def planned(self, plan: Plan) -> None:
+        pass
+
+    def started(self, job: Job) -> None:
+        pass
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        pass
+
+    def ended(self, job: Job, result: JobResult) -> None:
+        pass
+
+    def timing(self, jobs: int) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is done; nothing in here changes a number.
+
+    Attributes:
+        results: the result folder.
+        data_folder: where data sets are.
+        device: such as cpu or cuda:0, resolved.
+        jobs: workers; None: everything in this process.
+        timeout: seconds a job may take; with workers only.
+        fresh: run finished cells again.
+        failed_only: run only cells that failed.
+        fail_fast: stop at the first failure.
+        strict_plugins: a plugin that does not load is fatal in workers too.
+    """
+
+    results: Path
+    data_folder: Path
+    device: torch.device
+    jobs: int | None = None
+    timeout: float | None = None
+    fresh: bool = False
+    failed_only: bool = False
+    fail_fast: bool = False
+    strict_plugins: bool = False
+
+
+@dataclass
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        plan: what was asked for, and what was found finished.
+        failures: how cells of this run failed, by key.
+        stopped: whether `fail_fast` left something undone.
+    """
+
+    plan: Plan
+    failures: dict[str, Failure] = field(default_factory=dict)
+    stopped: bool = False
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    registry: Registry,
+    options: RunOptions,
+    *,
+    suite: str,
+    watch: Watch | None = None,
+) -> RunResult:
+    """Run a matrix into a result folder, and time its rows.
+
+    A failed cell does not stop the others. Typing Ctrl-C ends the workers, keeps what is finished
+    and raises KeyboardInterrupt.
+
+    Args:
+        suite: the suite's name or file, as a command line names it.
+        watch: is told what happens.
+
+    Raises:
+        MetabenchError: something that makes the run impossible, before anything is trained.
+    """
+    watch = watch or Unwatched()
+    store = Store.open(options.results)
+    bench = Workbench(registry, options.data_folder, options.device)
+    prepare_data(bench, cells, watch.preparing)
+    plan = make_plan(
+        bench,
+        store,
+        cells,
+        suite=suite,
+        fresh=options.fresh,
+        failed_only=options.failed_only,
+    )
+    for name in {cell.suite for cell in cells}:
+        members = [
+            SuiteCell(key=key, labels=cell_labels(cell))
+            for cell, key in zip(plan.cells, plan.keys, strict=True)
+            if cell.suite == name
+        ]
+        store.remember_suite(name, members)
+    watch.planned(plan)
+    result = RunResult(plan)
+    if plan.jobs:
+        executor = _executor(options, bench, store, watch, options.jobs)
+        try:
+            for job, ended in in_order(plan.jobs, executor, watch.started):
+                watch.ended(job, ended)
+                if ended.failure is not None and job.kind == "cell":
+                    _note_failure(bench, store, job, ended.failure)
+                    result.failures[job.key] = ended.failure
+                    if options.fail_fast:
+                        result.stopped = True
+                        break
+        finally:
+            executor.close()
+    if not result.stopped:
+        _time_rows(options, bench, store, plan, watch)
+    return result
+
+
+def cell_labels(cell: Cell) -> dict[str, str | int]:
+    """What tells a cell apart within its suite, as it stands in the result folder."""
+    return {
+        "id": cell.id,
+        "dataset": cell.dataset.label,
+        "protocol": cell.protocol.name,
+        "protocol_digest": cell.protocol.digest,
+        "metric": cell.protocol.metric,
+        "algorithm": cell.algorithm.label,
+        "variant": cell.variant,
+        "backbone": cell.backbone.label,
+        "seed": cell.seed,
+    }
+
+
+def prepare_data(
+    bench: Workbench, cells: Sequence[Cell], report: Callable[[str, float | None], None]
+) -> None:
+    """Download or prepare the data sets of these cells, each once.
+
+    Raises:
+        DataMissingError, DataCorruptError: one cannot be had.
+    """
+    for dataset in {id(d): d for d in map(bench.dataset, cells)}.values():
+        if dataset.availability() != "ready":
+            dataset.prepare(report)
+
+
+def in_order(
+    jobs: Sequence[Job], executor: Executor, started: Callable[[Job], None]
+) -> Iterator[tuple[Job, JobResult]]:
+    """Run jobs as slots and dependencies allow; yields each as it ends.
+
+    A job that needs a phase which failed fails as the phase did, without being run.
+    """
+    waiting = deque(jobs)
+    unfinished = {job.key for job in jobs if job.kind == "phase"}
+    broken: dict[str, Failure] = {}
+    running = 0
+    while waiting or running:
+        for _ in range(len(waiting)):
+            job = waiting.popleft()
+            failed = next((broken[key] for key in job.needs if key in broken), None)
+            if failed is not None:
+                yield job, JobResult(0.0, failed)
+            elif running < executor.slots and not unfinished.intersection(job.needs):
+                started(job)
+                executor.start(job)
+                running += 1
+            else:
+                waiting.append(job)
+        if not running:
+            continue
+        job, result = executor.wait()
+        running -= 1
+        if job.kind == "phase":
+            unfinished.discard(job.key)
+            if result.failure is not None:
+                broken[job.key] = result.failure
+        yield job, result
+
+
+def _executor(
+    options: RunOptions, bench: Workbench, store: Store, watch: Watch, jobs: int | None
+) -> Executor:
+    if jobs is None:
+        return InProcess(bench, store, watch.progress)
+    return Workers(
+        jobs,
+        Place(store.root, options.data_folder, str(options.device)),
+        watch.progress,
+        timeout=options.timeout,
+        strict_plugins=options.strict_plugins,
+    )
+
+
+def _note_failure(bench: Workbench, store: Store, job: Job, failure: Failure) -> None:
+    logs = sorted((store.root / "partial" / job.key).glob(f"*/{LOG}"))
+    info = run_info(bench.device, job.command)
+    store.fail(bench.identity(job.cell), failure, info, logs[-1] if logs else None)
+
+
+def _time_rows(
+    options: RunOptions, bench: Workbench, store: Store, plan: Plan, watch: Watch
+) -> None:
+    """The second stage: one worker, nothing beside it."""
+    jobs = timing_jobs(plan, store, this_machine(bench.device))
+    if not jobs:
+        return
+    watch.timing(len(jobs))
+    executor = _executor(options, bench, store, watch, None if options.jobs is None else 1)
+    try:
+        for job, ended in in_order(jobs, executor, watch.started):
+            watch.ended(job, ended)
+            if ended.failure is not None:
+                log.warning("%s could not be timed: %s", job.cell.id, ended.failure.message)
+    finally:
+        executor.close()

@@ -1,0 +1,66 @@
+"""Shared phases in the result folder: trained once, found by everyone who asks for the same."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from metabench.api.phases import Batches
+from metabench.engine.descent import Row
+from metabench.episodes.bank import ClassBank
+from metabench.runner.bench import Workbench
+from metabench.runner.cells import Cell
+from metabench.runner.curve import curve_csv
+from metabench.runner.environment import run_info
+from metabench.store.files import write_bytes, write_json
+from metabench.store.record import CHECKPOINT, CURVE, RUN, PhaseResult
+from metabench.store.store import Store
+from metabench.store.tensors import read_tensors, write_tensors
+
+
+class StoredPhases:
+    """Finds and publishes the shared phases of one cell.
+
+    Attributes:
+        used: keys of the phases that were asked for, in order.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        bench: Workbench,
+        cell: Cell,
+        bank: ClassBank,
+        command: str,
+    ) -> None:
+        self._store, self._bench, self._cell, self._bank = store, bench, cell, bank
+        self._command = command
+        self._started = time.perf_counter()
+        self.used: list[str] = []
+
+    def find(self, phase: Batches) -> dict[str, Tensor] | None:
+        """The trained module's tensors, if they are in the result folder."""
+        key = self._bench.phase_identity(self._cell, phase, self._bank).key
+        self.used.append(key)
+        if self._store.find_phase(key) is None:
+            return None
+        tensors, _ = read_tensors(self._store.phases.folder(key) / CHECKPOINT)
+        return {name: tensor.to(self._bench.device) for name, tensor in tensors.items()}
+
+    def publish(self, phase: Batches, tensors: dict[str, Tensor], curve: list[Row]) -> None:
+        """Put them into the result folder."""
+        identity = self._bench.phase_identity(self._cell, phase, self._bank)
+        steps = phase.recipe.steps
+        items = min(phase.recipe.batch_size, self._bank.n_items * self._bank.views)
+        seconds = time.perf_counter() - self._started
+        info = run_info(self._bench.device, self._command, train_s=seconds)
+
+        def build(folder: Path) -> None:
+            write_tensors(folder / CHECKPOINT, tensors)
+            write_bytes(folder / CURVE, curve_csv(curve))
+            write_json(folder / RUN, info.model_dump(mode="json"))
+
+        result = PhaseResult(train_items=steps * items, budget=steps)
+        self._store.publish_phase(identity, build, result=result)

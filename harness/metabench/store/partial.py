@@ -1,0 +1,216 @@
+"""Training state to resume from: whoever works on a cell keeps it in a folder of their own.
+
+`partial/<key>/<host>-<process>-<unique>/` holds a `heartbeat` and the last checkpoint. A process
+that starts on the cell claims a stale folder by renaming it to a name of its own, which only one
+can do; if there is none, it starts a new one, and whoever finishes first publishes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from metabench.store import files
+from metabench.store.machine import owner_alive, unique_name
+from metabench.store.shelf import check_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger("metabench.store")
+
+STALE_AFTER_S = 120.0
+"""A heartbeat older than this, in seconds, is taken for that of a process that was lost."""
+
+BEAT_EVERY_S = 5.0
+HEARTBEAT = "heartbeat"
+RELEASED = "released"
+_SUFFIX = ".safetensors"
+
+
+class Partial:
+    """The unfinished training of one cell, or of one shared phase, by this process.
+
+    As a context it is released at the end, so that the next one need not wait until it is stale.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._beaten = time.monotonic()
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Replace the last checkpoint; whenever the process dies, the old or the new one is there.
+
+        Args:
+            step: steps done; stands in the meta data that `load` returns.
+            tensors: all that training goes on from, by name.
+            meta: JSON-like values beside them.
+
+        Raises:
+            StoreError: the disk is full, or the folder can't be written.
+        """
+        from metabench.store.tensors import tensor_bytes
+
+        data = tensor_bytes(tensors, {**meta, "step": step})
+        with files.storing(self.folder):
+            try:
+                self._write(data)
+            except FileNotFoundError:  # taken over while this process slept
+                self.folder = _new_folder(self.folder.parent)
+                self._write(data)
+        self.beat(force=True)
+
+    def _write(self, data: bytes) -> None:
+        old = checkpoints(self.folder)
+        number = _number(old[0]) + 1 if old else 0
+        name = f"{number:08d}-{files.bytes_digest(data)}{_SUFFIX}"
+        files.replace_bytes(self.folder / name, data, unique_name())
+        for path in old:
+            path.unlink(missing_ok=True)
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The meta data (with `step`) and tensors of the last whole checkpoint, or None."""
+        from metabench.store.tensors import parse_tensors
+
+        with files.storing(self.folder):
+            for path in checkpoints(self.folder):
+                data = path.read_bytes()
+                if files.bytes_digest(data) == path.stem.partition("-")[2]:
+                    tensors, meta = parse_tensors(data)
+                    return meta, tensors
+                log.warning("checkpoint %s is corrupted; training goes on from before it", path)
+        return None
+
+    def beat(self, force: bool = False) -> None:
+        """Say that this process is at work; cheap enough for every step."""
+        now = time.monotonic()
+        if not force and now - self._beaten < BEAT_EVERY_S:
+            return
+        self._beaten = now
+        try:
+            os.utime(self.folder / HEARTBEAT)
+        except FileNotFoundError:
+            log.debug("%s was taken over", self.folder)
+
+    def release(self) -> None:
+        """Leave it to the next one who claims it, at once."""
+        with files.storing(self.folder):
+            if self.folder.is_dir():
+                (self.folder / RELEASED).touch()
+
+    def discard(self) -> None:
+        """Delete it: the cell is published."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self.folder.parent.rmdir()
+        except OSError as error:
+            if error.errno not in files.TAKEN | {errno.ENOENT}:
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def claim(root: Path, key: str, stale_after: float = STALE_AFTER_S) -> Partial:
+    """Take over the furthest stale training of a key in a result folder, else start anew.
+
+    Raises:
+        StoreError: the folder can't be written.
+    """
+    place = root / "partial" / check_key(key)
+    with files.storing(place):
+        place.mkdir(parents=True, exist_ok=True)
+        stale = [path for path in _folders(place) if is_stale(path, stale_after)]
+        taken: Path | None = None
+        for path in sorted(stale, key=_progress, reverse=True):
+            mine = _take(path)
+            if mine is None:
+                continue
+            if taken is None:
+                taken = mine
+            else:  # an older attempt that got less far
+                shutil.rmtree(mine, ignore_errors=True)
+        return Partial(taken or _new_folder(place))
+
+
+def is_stale(folder: Path, stale_after: float = STALE_AFTER_S) -> bool:
+    """Whether nobody works in it any more: released, its process gone, or no sign of life.
+
+    Ages are differences between times of the file system, which may not be this machine's.
+    """
+    alive = owner_alive(folder.name)
+    if alive is False or (folder / RELEASED).exists():
+        return True
+    try:
+        beaten = (folder / HEARTBEAT).stat().st_mtime
+    except FileNotFoundError:
+        try:
+            beaten = folder.stat().st_mtime  # not begun yet, or not ours
+        except FileNotFoundError:
+            return False
+    return _file_time(folder.parent) - beaten > stale_after
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    return sorted(folder.glob(f"[0-9]*-*{_SUFFIX}"), key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
+
+
+def _progress(folder: Path) -> int:
+    return max(map(_number, checkpoints(folder)), default=-1)
+
+
+def _new_folder(place: Path) -> Path:
+    folder = place / unique_name()
+    folder.mkdir(parents=True)
+    (folder / HEARTBEAT).touch()
+    return folder
+
+
+def _take(folder: Path) -> Path | None:
+    """Rename a stale folder to a name of this process; None if another was faster."""
+    mine = folder.with_name(unique_name())
+    try:
+        # Before the renaming, so that it is never seen old under the new name.
+        os.utime(folder / HEARTBEAT)
+        (folder / RELEASED).unlink(missing_ok=True)
+        os.rename(folder, mine)
+    except FileNotFoundError:
+        return None
+    return mine
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        return [path for path in place.iterdir() if path.is_dir()]
+    except FileNotFoundError:  # somebody finished the cell just now
+        return []
+
+
+def _file_time(folder: Path) -> float:
+    """What time it is for the file system."""
+    probe = folder / f".{unique_name()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)

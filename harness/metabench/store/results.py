@@ -1,0 +1,119 @@
+"""The predictions of one cell at meta-test, as they stand in `episodes.parquet`."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metabench.store.files import write_bytes
+
+COLUMNS = ("episode", "query", "target", "predicted", "class_id")
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EpisodeResults:
+    """What was predicted for E episodes of Q queries each; episode e is test episode number e.
+
+    Attributes:
+        targets: (E, Q) true labels, 0 to ways - 1.
+        predictions: (E, Q) predicted labels.
+        classes: (E, Q) the class ids of the data set behind the targets.
+    """
+
+    targets: Ints
+    predictions: Ints
+    classes: Ints
+
+    def __post_init__(self) -> None:
+        shape = self.targets.shape
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"results are (episodes, queries), not {shape}")
+        if self.predictions.shape != shape or self.classes.shape != shape:
+            raise ValueError("targets, predictions and classes differ in shape")
+
+    @property
+    def accuracies(self) -> NDArray[np.float64]:
+        """(E,) the fraction of an episode's queries that were predicted right."""
+        right = np.equal(self.targets, self.predictions)
+        return np.asarray(right.mean(axis=1, dtype=np.float64))
+
+    def to_parquet(self, path: Path) -> None:
+        """Write one row a query; the same results give the same bytes (with one pyarrow)."""
+        write_bytes(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the Parquet file."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        episodes, queries = self.targets.shape
+        table = pa.table(
+            {
+                "episode": np.repeat(np.arange(episodes, dtype=np.int32), queries),
+                "query": np.tile(np.arange(queries, dtype=np.int16), episodes),
+                "target": _narrow(self.targets, np.int16),
+                "predicted": _narrow(self.predictions, np.int16),
+                "class_id": _narrow(self.classes, np.int32),
+            }
+        )
+        buffer = io.BytesIO()
+        pq.write_table(
+            table,
+            buffer,
+            compression="zstd",
+            use_dictionary=["target", "predicted", "class_id"],
+            column_encoding={"episode": "DELTA_BINARY_PACKED", "query": "DELTA_BINARY_PACKED"},
+            store_schema=False,
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, path: Path) -> EpisodeResults:
+        """Read them back.
+
+        Raises:
+            ValueError: it is no such file.
+            OSError: it cannot be read.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        data = path.read_bytes()
+        try:
+            table = pq.read_table(pa.BufferReader(data), use_threads=False)
+            columns = {name: table.column(name).to_numpy() for name in COLUMNS}
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise ValueError(f"{path.name} holds no results of episodes: {error}") from error
+        return _grid(columns, path.name)
+
+
+def _grid(columns: dict[str, NDArray[Any]], name: str) -> EpisodeResults:
+    """Rows to (E, Q) arrays, if every query of every episode stands there once and in order."""
+    rows = len(columns["query"])
+    queries = int(columns["query"].max(initial=-1)) + 1
+    if not queries or rows % queries:
+        raise ValueError(f"{name} has {rows} rows for {queries} queries an episode")
+    row = np.arange(rows)
+    if (columns["episode"] != row // queries).any() or (columns["query"] != row % queries).any():
+        raise ValueError(f"{name} has rows out of order")
+    shape = (-1, queries)
+    return EpisodeResults(
+        targets=columns["target"].astype(np.int64).reshape(shape),
+        predictions=columns["predicted"].astype(np.int64).reshape(shape),
+        classes=columns["class_id"].astype(np.int64).reshape(shape),
+    )
+
+
+def _narrow(values: Ints, dtype: type[np.signedinteger[Any]]) -> NDArray[Any]:
+    """The values, flat, in fewer bits; ValueError where they don't fit."""
+    narrow = np.ascontiguousarray(values, dtype=dtype).ravel()
+    if (narrow != values.ravel()).any():
+        raise ValueError(f"labels or class ids do not fit into {np.dtype(dtype).name}")
+    return narrow
