@@ -1,0 +1,43 @@
+# Two commands to remember: `make run` and `make test`. Both make .venv and install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUITE ?= fewshot
+SEEDS ?= 1
+
+.PHONY: run test test-all lint clean help
+.DEFAULT_GOAL := help
+
+help:  ## What can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
+
+run: $(VENV)/.ready  ## Run the fewshot suite with one seed and print its table
+	$(BIN)/metabench run --suite $(SUITE) --seeds $(SEEDS)
+
+test: $(VENV)/.ready-test  ## Run the tests that CI runs
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.ready-test  ## Run all tests, the slow ones too
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.ready-test  ## Check style, types, import directions and the tree
+	BIN=$(BIN) ci/lint
+
+clean:  ## Delete the virtual environment and what tools left behind (no results)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# A folder without its mark is one whose making was interrupted: it is made anew.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "metabench needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	touch $@
