@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metabench.episodes.random import Stream, normal, sample_without_replacement, uniform
+from metabench.episodes.random import Stream, normal, uniform
 
 Stage = Literal["train", "validation", "test"]
 
@@ -54,8 +54,9 @@ class EpisodeRandom:
 
     def permutation(self, n: int) -> Tensor:
         """(B, n) random permutations of 0 to n - 1."""
-        values = sample_without_replacement(self._words(n), n)
-        return torch.from_numpy(values).to(self._device)
+        # Equal words would tie; a stable sort breaks ties by position on every machine.
+        order = np.argsort(self._words(n), axis=1, kind="stable")
+        return torch.from_numpy(order).to(self._device)
 
     def _tensor(self, values: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         tensor = torch.from_numpy(values.reshape(len(self._index), *shape))

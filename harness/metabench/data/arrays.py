@@ -117,20 +117,22 @@ class ArrayCache:
         return found if found is not None else self.replace(build())
 
     def replace(self, built: Arrays) -> Arrays:
-        """Write `built` to the disk; returns it as memory maps.
+        """Write `built` to the disk; returns it as read-only memory maps.
 
         Raises:
             UsageError: it cannot be written.
         """
         path = self.home.place_to_write() / CACHE / self.key
-
         with building(path.parent) as folder:
             try:
                 _write(folder, built, self.made_by)
             except OSError as error:
                 raise cannot_write(path, error) from error
             publish(folder, path, lambda there: _is_good(there, self.made_by, _load))
-        return _load(path, self.made_by)
+        try:
+            return _load(path, self.made_by)
+        except DataMissingError:  # removed by another process meanwhile
+            return built
 
     def verify(self) -> Arrays:
         """Compare every byte on the disk with the manifest, again if it was done before.

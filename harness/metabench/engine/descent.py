@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -26,8 +28,12 @@ from metabench.engine.optim import (
 from metabench.engine.progress import Monitor, Progress
 from metabench.errors import NotANumberError
 
+log = logging.getLogger("metabench.train")
+
 CHECKPOINT_SECONDS = 20.0
 """How much work a kill may cost. When a checkpoint is written changes no number."""
+CHECKPOINT_VARIABLE = "METABENCH_CHECKPOINT_SECONDS"
+"""The environment variable that says otherwise (a slow disk, a machine that may go at any time)."""
 
 CURVE_ROWS = 100
 """About how many rows a phase adds to the training curve."""
@@ -107,11 +113,15 @@ class Descent:
     def run(self, saved: Saved | None) -> None:
         """Train to the end of the phase, from a checkpoint of this phase or from the start."""
         start = 0 if saved is None else self._restore(*saved)
-        checkpointed = time.monotonic()
+        if start:
+            log.info(
+                "%s phase goes on from step %d of %d", self.phase.name, start, self.recipe.steps
+            )
+        every, checkpointed = checkpoint_seconds(), time.monotonic()
         for step in range(start, self.recipe.steps):
             loss = self._step(step)
             self._look(step, loss)
-            if time.monotonic() - checkpointed >= CHECKPOINT_SECONDS:
+            if time.monotonic() - checkpointed >= every:
                 self._save(step + 1)
                 checkpointed = time.monotonic()
         self._finish()
@@ -229,6 +239,14 @@ class Descent:
         self.best = best or None
         self.best_score, self.best_step = meta["best_score"], int(meta["best_step"])
         return int(meta["step"])
+
+
+def checkpoint_seconds() -> float:
+    """Seconds between checkpoints: METABENCH_CHECKPOINT_SECONDS, or 20."""
+    try:
+        return float(os.environ[CHECKPOINT_VARIABLE])
+    except (KeyError, ValueError):
+        return CHECKPOINT_SECONDS
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -82,6 +82,10 @@ def train(
         else:
             collect(phase, data, seed, result, monitor)
     algorithm.eval()
+    wanted = recipe.validate_every and recipe.steps
+    if data.validate is not None and wanted and result.validation_score is None:
+        # No phase was validated (shared ones are not): say at least how the weights do.
+        result.validation_score = data.validate(recipe.validation_episodes)
     return result
 
 

@@ -188,7 +188,19 @@ def delete(path: Path) -> None:
 def tree_bytes(path: Path) -> int:
     """The bytes of a file, or of all files below a folder; what goes meanwhile counts nothing."""
     total = 0
-    for file in [path, *path.rglob("*")]:
+    if not path.is_dir():
         with suppress(FileNotFoundError):
-            total += 0 if file.is_dir() else file.lstat().st_size
+            total = path.lstat().st_size
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
     return total
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted; nothing if it isn't there, or goes just now."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []

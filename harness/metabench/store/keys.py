@@ -57,11 +57,19 @@ class PluginIdentity(_Part):
 
 
 class DatasetIdentity(_Part):
-    """A data set: name, resolved hyper-parameters, digest of its decoded content."""
+    """A data set and how it is split.
+
+    Attributes:
+        name: as registered.
+        hp: the resolved hyper-parameters.
+        digest: of its decoded content and class names.
+        classes: digest of which classes stand in which split, in their order.
+    """
 
     name: str
     hp: dict[str, Any] = {}
     digest: str
+    classes: str
 
 
 class Numerics(_Part):

@@ -61,13 +61,13 @@ def _paths(store: Store) -> Iterator[tuple[Path, str]]:
         yield from _unused_phases(store, wanted, phases)
     for key in keys_in(store.root / "partial"):
         if key in finished | phases or all_done:
-            for folder in sorted((store.root / "partial" / key).iterdir()):
-                if folder.is_dir() and is_stale(folder):
+            for folder in files.entries(store.root / "partial" / key):
+                if is_stale(folder):
                     yield folder, "training state that nobody goes on with"
-    for path in _entries(store.root / "tmp"):
+    for path in files.entries(store.root / "tmp"):
         if _is_lost_draft(path):
             yield path, "a draft of a process that was lost"
-    for path in _entries(store.root / "corrupt"):
+    for path in files.entries(store.root / "corrupt"):
         yield path, "set aside as corrupted"
 
 
@@ -87,7 +87,3 @@ def _is_lost_draft(path: Path) -> bool:
     if alive is None:
         return time.time() - path.lstat().st_mtime > STALE_DRAFT_S
     return not alive
-
-
-def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []

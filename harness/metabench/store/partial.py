@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ STALE_AFTER_S = 120.0
 BEAT_EVERY_S = 5.0
 HEARTBEAT = "heartbeat"
 RELEASED = "released"
-_SUFFIX = ".safetensors"
+_CHECKPOINT = re.compile(r"[0-9]{8,}-[0-9a-f]{32}\.safetensors")
 
 
 class Partial:
@@ -70,7 +71,7 @@ class Partial:
     def _write(self, data: bytes) -> None:
         old = checkpoints(self.folder)
         number = _number(old[0]) + 1 if old else 0
-        name = f"{number:08d}-{files.bytes_digest(data)}{_SUFFIX}"
+        name = f"{number:08d}-{files.bytes_digest(data)}.safetensors"
         files.replace_bytes(self.folder / name, data, unique_name())
         for path in old:
             path.unlink(missing_ok=True)
@@ -135,7 +136,7 @@ def claim(root: Path, key: str, stale_after: float = STALE_AFTER_S) -> Partial:
     place = root / "partial" / check_key(key)
     with files.storing(place):
         place.mkdir(parents=True, exist_ok=True)
-        stale = [path for path in _folders(place) if is_stale(path, stale_after)]
+        stale = [path for path in files.entries(place) if is_stale(path, stale_after)]
         taken: Path | None = None
         for path in sorted(stale, key=_progress, reverse=True):
             mine = _take(path)
@@ -153,22 +154,24 @@ def is_stale(folder: Path, stale_after: float = STALE_AFTER_S) -> bool:
 
     Ages are differences between times of the file system, which may not be this machine's.
     """
+    if not folder.is_dir():
+        return False
     alive = owner_alive(folder.name)
     if alive is False or (folder / RELEASED).exists():
         return True
+    heartbeat = folder / HEARTBEAT
     try:
-        beaten = (folder / HEARTBEAT).stat().st_mtime
-    except FileNotFoundError:
-        try:
-            beaten = folder.stat().st_mtime  # not begun yet, or not ours
-        except FileNotFoundError:
-            return False
-    return _file_time(folder.parent) - beaten > stale_after
+        # Without a heartbeat it has not begun yet, or never will.
+        beaten = (heartbeat if heartbeat.exists() else folder).stat().st_mtime
+        return _file_time(folder.parent) - beaten > stale_after
+    except FileNotFoundError:  # taken over or finished just now
+        return False
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
-    return sorted(folder.glob(f"[0-9]*-*{_SUFFIX}"), key=_number, reverse=True)
+    found = [path for path in files.entries(folder) if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=_number, reverse=True)
 
 
 def _number(path: Path) -> int:
@@ -197,13 +200,6 @@ def _take(folder: Path) -> Path | None:
     except FileNotFoundError:
         return None
     return mine
-
-
-def _folders(place: Path) -> list[Path]:
-    try:
-        return [path for path in place.iterdir() if path.is_dir()]
-    except FileNotFoundError:  # somebody finished the cell just now
-        return []
 
 
 def _file_time(folder: Path) -> float:

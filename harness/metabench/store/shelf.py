@@ -24,8 +24,8 @@ _TRIES = 3
 def keys_in(folder: Path, prefix: str = "") -> list[str]:
     """The keys that name something in a folder, sorted; other names are not ours."""
     with files.storing(folder):
-        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name for name in names if name.startswith(prefix) and _KEY.fullmatch(name))
+        names = [path.name for path in files.entries(folder)]
+    return [name for name in names if name.startswith(prefix) and _KEY.fullmatch(name)]
 
 
 def check_key(key: str) -> str:

@@ -261,7 +261,7 @@ class Store:
     def timings(self, key: str) -> dict[str, dict[str, Any]]:
         """A finished cell's times by machine."""
         folder = self.folder(key) / TIMING
-        machines = sorted(path.stem for path in folder.glob("*.json") if path.name[0] != ".")
+        machines = [p.stem for p in files.entries(folder) if p.suffix == ".json"]
         times = {machine: self.read_timing(key, machine) for machine in machines}
         return {machine: value for machine, value in times.items() if value is not None}
 

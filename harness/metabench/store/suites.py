@@ -73,8 +73,7 @@ def suites(root: Path) -> list[str]:
     """The names of the suites that were run, sorted."""
     folder = root / "suites"
     with files.storing(folder):
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(unquote(name) for name in names)
+        return sorted(unquote(path.name) for path in files.entries(folder) if path.is_dir())
 
 
 def _folder_name(suite: str) -> str:

@@ -9,19 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabench import (
+    ArrayCache,
+    Arrays,
     Availability,
     ClassBank,
     DataCorruptError,
+    DataHome,
     DataMissingError,
     Dataset,
     ItemSpec,
     Report,
     UsageError,
+    content_digest,
+    digest_order,
     no_report,
+    split_banks,
 )
-from metabench.data.arrays import ArrayCache, Arrays, content_digest
-from metabench.data.folder import DataHome
-from metabench.data.splits import digest_order, split_banks
 from metabench_plugins.datasets.omniglot_files import (
     BY_HAND,
     DRAWINGS,

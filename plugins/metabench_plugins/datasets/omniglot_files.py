@@ -14,10 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from metabench import DataCorruptError, DataMissingError, Report
-from metabench.data.archives import ZipLimits, open_zip
-from metabench.data.arrays import content_digest
-from metabench.data.folder import DataHome
+from metabench import (
+    DataCorruptError,
+    DataHome,
+    DataMissingError,
+    Report,
+    ZipLimits,
+    content_digest,
+    open_zip,
+)
 
 SIDE = 105
 DRAWINGS = 20
@@ -29,8 +34,8 @@ FETCHED = "torchvision"
 LIMITS = ZipLimits(entries=25_000, entry_bytes=64 * 2**10, total_bytes=64 * 2**20)
 
 BY_HAND = (
-    "metabench data prepare omniglot downloads it; or put images_background.zip and "
-    "images_evaluation.zip into omniglot/omniglot-py below the data folder"
+    "where there is a network, metabench data prepare omniglot downloads it; or put "
+    "images_background.zip and images_evaluation.zip into omniglot/omniglot-py of the data folder"
 )
 GET = "get the official archive anew, or remove this one and run metabench data prepare omniglot"
 

@@ -13,19 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabench import (
+    ArrayCache,
+    Arrays,
     Availability,
     ClassBank,
     DataCorruptError,
+    DataHome,
     DataMissingError,
     Dataset,
     ItemSpec,
     Report,
     UsageError,
+    content_digest,
     no_report,
+    split_banks,
+    split_groups,
 )
-from metabench.data.arrays import ArrayCache, Arrays, content_digest
-from metabench.data.folder import DataHome
-from metabench.data.splits import split_banks, split_groups
 
 log = logging.getLogger(__name__)
 

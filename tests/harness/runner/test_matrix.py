@@ -266,6 +266,7 @@ def test_exclusion_is_by_algorithm_variant_both_or_backbone(matrix):
         ({"exclude": ["*"]}, "leave nothing", "--dry-run"),
         ({"algorithms": ["learner"], "backbones": ["pixels"]}, "leave nothing", "--dry-run"),
         ({"seeds": 0}, "0 seeds", "--seeds 3"),
+        ({"seeds": 10**30}, "seeds: a run takes 1 to 1000", "--seeds 3"),
         ({"seeds": [1, 1]}, "different", ""),
         ({"seeds": [-1]}, "not below 0", ""),
     ],
@@ -284,6 +285,13 @@ def test_a_filter_need_only_match_something_of_the_suite(matrix):
         "points/5w5s15q/metric/pixels/seed0",
     ]
     assert matrix(backbones=["pixels"], exclude=["net-*", "learner/classic"])
+
+
+def test_what_is_excluded_by_name_is_not_even_loaded(matrix):
+    text = SUITE + '[[algorithm]]\nname = "broken"\n[[backbone]]\nname = "broken-net"\n'
+    assert ids(matrix(text, exclude=["broken", "broken-*"])) == ids(matrix())
+    with pytest.raises(UnknownNameError, match="no algorithm called 'broken'"):
+        matrix(text, exclude=["broken-*"])
 
 
 def test_seeds_may_be_listed(matrix):

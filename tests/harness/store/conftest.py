@@ -37,7 +37,7 @@ from metabench.store.store import Store
 NUMERICS = Numerics(
     dtype="float32", device="cpu", threads=1, engine="batched", chunks={"test": 16}, torch="2.14"
 )
-DATASET = DatasetIdentity(name="quickdraw", digest="d" * 32)
+DATASET = DatasetIdentity(name="quickdraw", digest="d" * 32, classes="e" * 32)
 BACKBONE = PluginIdentity(name="conv4", hp={"width": 32, "pool": "stride"}, code="b" * 32)
 
 

@@ -171,6 +171,32 @@ def test_only_one_can_take_it(tmp_path):
     assert partial._take(first.folder) is None
 
 
+def test_of_many_at_once_one_takes_it_and_the_others_start_anew(tmp_path):
+    keys = [f"{n:032x}" for n in range(30)]
+    for key in keys:
+        with claim(tmp_path, key) as first:
+            first.save(3, {"w": torch.ones(2)}, {})
+    script = (
+        "import sys, time; from pathlib import Path;"
+        "from metabench.store.partial import checkpoints, claim;"
+        "root = Path(sys.argv[1]); print('ready', flush=True); sys.stdin.readline();"
+        "mine = [claim(root, key) for key in sys.argv[2:]];"
+        "print(*(len(checkpoints(m.folder)) for m in mine), flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), *keys]
+    pipe = subprocess.PIPE
+    runs = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+    for run in runs:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        print(file=run.stdin, flush=True)
+    got = [[int(n) for n in run.stdout.readline().split()] for run in runs]
+    for run in runs:
+        run.communicate("\n", timeout=60)
+    assert [sum(counts) for counts in zip(*got, strict=True)] == [1] * len(keys)
+
+
 def test_one_that_slept_and_was_robbed_goes_on_in_a_new_place(tmp_path):
     sleeper = claim(tmp_path, KEY)
     save(sleeper, 3)
