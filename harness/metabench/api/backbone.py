@@ -31,8 +31,9 @@ class Backbone(nn.Module, ABC):
     """A network from items to features.
 
     It must work under `torch.func` (no in-place change of an input, no Python state written in
-    `forward`). Use PyTorch's own batch norm: the engine replaces it by one with the four options of
-    adaptation, which always keeps running averages for evaluation. Weights are drawn from PyTorch's global generator, which the engine seeds.
+    `forward`). Use PyTorch's own batch norm: the engine replaces it by one with the four options
+    of adaptation, which always keeps running averages for evaluation. Weights are drawn from
+    PyTorch's global generator, which the engine seeds.
 
     Attributes:
         feature_dim: D of the features (n, D) that `forward` returns; set it in `__init__`.

@@ -20,8 +20,15 @@ from metabench.errors import MetabenchError
 from metabench.rendering import plain
 
 VERBS = {
+    "clean": "Delete what nothing in a result folder refers to any more.",
     "completion": "Print the script that makes a shell complete metabench's words.",
+    "data": "List, prepare, verify and remove data sets.",
+    "doctor": "Say what metabench finds on this machine, what is wrong, and what to do.",
+    "leaderboard": "Print the table of a suite from the results in a folder.",
     "list": "List what is registered: algorithms, backbones, data sets, suites, plugins.",
+    "show": "Show all that is known of something registered, or of a cell.",
+    "status": "Say what is finished, failed or missing in a result folder, and what runs now.",
+    "run": "Run a suite: train, test and time its cells, then print its table.",
 }
 INTERRUPTED = 130
 _ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -43,11 +43,14 @@ class Workbench:
         registry: where plugins come from.
         data_folder: where data sets are.
         device: what everything runs on.
+        unread: stands for plugin code without a source; another in every run, the same in the
+            workers of one.
     """
 
     registry: Registry
     data_folder: Path
     device: torch.device
+    unread: str = field(default_factory=fresh_code)
     _datasets: dict[str, Dataset] = field(default_factory=dict)
     _banks: dict[tuple[str, str, int | None], Mapping[str, ClassBank]] = field(default_factory=dict)
     _code: dict[tuple[type, ...], str] = field(default_factory=dict)
@@ -160,20 +163,25 @@ class Workbench:
 
     def _dataset_identity(self, cell: Cell) -> DatasetIdentity:
         choice = cell.dataset
-        content = self.dataset(cell).digest()
-        return DatasetIdentity(name=choice.name, hp=choice.hyperparameters, digest=content)
+        classes = {split: list(bank.names) for split, bank in self.banks(cell).items()}
+        return DatasetIdentity(
+            name=choice.name,
+            hp=choice.hyperparameters,
+            digest=self.dataset(cell).digest(),
+            classes=digest(classes),
+        )
 
     def _backbone_identity(self, cell: Cell) -> PluginIdentity:
         return self._plugin(cell.backbone, self.registry.get("backbone", cell.backbone.name).load())
 
     def _plugin(self, choice: Choice, cls: type) -> PluginIdentity:
-        code = self._code_of(cls)
+        code = self._code_of(cls, unread=f"{self.unread}-{cls.__qualname__}")
         return PluginIdentity(name=choice.name, hp=choice.hyperparameters, code=code)
 
-    def _code_of(self, *things: Any) -> str:
+    def _code_of(self, *things: Any, unread: str = "") -> str:
         # Kept, so that code without a source stays the same within this process.
         if things not in self._code:
-            self._code[things] = code_digest(*things) or fresh_code()
+            self._code[things] = code_digest(*things) or unread or fresh_code()
         return self._code[things]
 
     def _numerics(self) -> Numerics:

@@ -7,31 +7,33 @@ import functools
 import json
 import multiprocessing
 import os
+import pickle
 import queue
 import shutil
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+import torch
 from pebble import ProcessExpired, ProcessPool
 
 from metabench.engine.progress import Progress
-from metabench.plugins import load_registry
+from metabench.errors import UsageError
 from metabench.runner.bench import Workbench
-from metabench.runner.jobs import Job, JobResult, Place, failure_of, make_bench, run_job
+from metabench.runner.jobs import Job, JobResult, failure_of, run_job
+from metabench.runner.worker import PROGRESS_EVERY_S, Place, initialise, work
+from metabench.store.machine import unique_name
 from metabench.store.record import Failure
 from metabench.store.store import Store
 
 ProgressWatch = Callable[[Job, Progress], None]
-
-PROGRESS_EVERY_S = 0.2
-OOM_SCORE = 500
-"""Workers are to be killed before anything else of the user's when memory runs out."""
 
 
 class Executor(Protocol):
@@ -50,13 +52,18 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """One job at a time in this process: for notebooks, and for classes defined there."""
+    """One job at a time in this process: for notebooks, and for classes defined there.
+
+    PyTorch's settings and random numbers are put back at the end: they are the notebook's.
+    """
 
     slots = 1
 
     def __init__(self, bench: Workbench, store: Store, watch: ProgressWatch) -> None:
         self._bench, self._store, self._watch = bench, store, watch
         self._begun: list[Job] = []
+        self._settings = contextlib.ExitStack()
+        self._settings.enter_context(_torch_settings_kept())
 
     def start(self, job: Job) -> None:
         self._begun.append(job)
@@ -66,132 +73,198 @@ class InProcess:
         return job, run_job(job, self._bench, self._store, functools.partial(self._watch, job))
 
     def close(self) -> None:
-        pass
+        self._settings.close()
+
+
+@contextlib.contextmanager
+def _torch_settings_kept() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    flags = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = flags
+
+
+@dataclass
+class _Running:
+    """A job that a worker was handed.
+
+    Attributes:
+        note: the file in which the worker says how far it is.
+        seen: its content when it was looked at last.
+        pid: the worker's process; None before it has begun.
+        gone: how many looks in a row found no such process.
+    """
+
+    job: Job
+    note: Path
+    begun: float = field(default_factory=time.perf_counter)
+    seen: bytes = b""
+    pid: int | None = None
+    gone: int = 0
+    future: Future[JobResult] | None = None
 
 
 class Workers:
     """Worker processes, started by spawn. A worker that dies costs the job it was at."""
 
     def __init__(
-        self,
-        jobs: int,
-        place: Place,
-        watch: ProgressWatch,
-        *,
-        timeout: float | None = None,
-        strict_plugins: bool = False,
+        self, jobs: int, place: Place, watch: ProgressWatch, *, timeout: float | None = None
     ) -> None:
         self.slots = jobs
         self._place, self._watch, self._timeout = place, watch, timeout
-        self._strict = strict_plugins
         # Progress goes through files: a queue's lock would stay taken if a worker were killed.
-        self._notes = Path(tempfile.mkdtemp(prefix="metabench-"))
+        self._notes = place.results / "tmp" / unique_name()
+        self._notes.mkdir(parents=True)
         self._ended: queue.Queue[tuple[Job, JobResult]] = queue.Queue()
-        self._running: dict[int, tuple[Job, Path, bytes]] = {}
+        self._running: dict[int, _Running] = {}
         self._count = 0
-        self._pool = ProcessPool(
-            max_workers=jobs,
+        self._any_began = False
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPool:
+        pool = ProcessPool(
+            max_workers=self.slots,
             context=multiprocessing.get_context("spawn"),
-            initializer=_initialise_worker,
+            initializer=initialise,
             initargs=[os.getpid()],
         )
+        # The threads that keep the pool, and so its workers, never see Ctrl-C, not even while a
+        # worker starts: it is handled once, by the thread that runs the suite.
+        with _interrupts_blocked():
+            assert pool.active  # which starts it
+        return pool
 
     def start(self, job: Job) -> None:
+        if not self._pool.active:  # every worker died at once, while they started perhaps
+            self._stop_pool()
+            self._pool = self._new_pool()
         number, self._count = self._count, self._count + 1
-        note = self._notes / f"{number}.json"
-        self._running[number] = (job, note, b"")
-        future = self._pool.schedule(
-            _work, args=[job, self._place, self._strict, note], timeout=self._timeout
-        )
-        begun = time.perf_counter()
-        future.add_done_callback(lambda f: self._note_end(number, job, f, begun))
+        running = self._running[number] = _Running(job, self._notes / f"{number}.json")
+        args = [pickle.dumps(job), self._place, running.note]
+        running.future = self._pool.schedule(work, args=args, timeout=self._timeout)
+        running.future.add_done_callback(lambda future: self._note_end(number, future))
 
-    def _note_end(self, number: int, job: Job, future: Future[JobResult], begun: float) -> None:
-        seconds = time.perf_counter() - begun
+    def _note_end(self, number: int, future: Future[JobResult]) -> None:
+        # Called by a thread of the pool.
+        running = self._running.pop(number)
+        result = self._result(future, time.perf_counter() - running.begun)
+        self._any_began = self._any_began or not isinstance(result.stop, _NoWorkerError)
+        self._ended.put((running.job, result))
+
+    def _result(self, future: Future[JobResult], seconds: float) -> JobResult:
         try:
-            result = future.result()
+            return future.result()
         except TimeoutError:
             text = f"it took longer than {self._timeout:g} s"
-            result = JobResult(seconds, Failure(status="timeout", message=text))
+            return JobResult(seconds, Failure(status="timeout", message=text))
         except ProcessExpired as error:
-            result = JobResult(seconds, Failure(status="killed", message=_death(error)))
+            return JobResult(seconds, Failure(status="killed", message=_death(error.exitcode)))
+        except CancelledError:  # by `_look`: the pool takes exit code 0 for no failure
+            return JobResult(seconds, Failure(status="killed", message=_death(0)))
+        except BrokenProcessPool:
+            failure = Failure(status="killed", message="its process died before it began")
+            return JobResult(seconds, failure, stop=None if self._any_began else _NoWorkerError())
         except BaseException as error:  # whatever could not cross the process boundary
-            result = JobResult(seconds, failure_of(error, "worker"))
-        self._running.pop(number, None)
-        self._ended.put((job, result))
+            return JobResult(seconds, failure_of(error, "worker"))
 
     def wait(self) -> tuple[Job, JobResult]:
         while True:
             try:
                 return self._ended.get(timeout=PROGRESS_EVERY_S)
             except queue.Empty:
-                self._pass_on_progress()
+                for running in list(self._running.values()):
+                    self._look(running)
 
-    def _pass_on_progress(self) -> None:
-        for number, (job, note, seen) in list(self._running.items()):
-            with contextlib.suppress(OSError, ValueError):
-                data = note.read_bytes()
-                if data != seen:
-                    self._watch(job, Progress(**json.loads(data)))
-                    self._running[number] = (job, note, data)
+    def _look(self, running: _Running) -> None:
+        """Pass on how far a job is; notice that its process is gone."""
+        with contextlib.suppress(OSError, ValueError):
+            data = running.note.read_bytes()
+            if data != running.seen:
+                running.seen = data
+                note = json.loads(data)
+                running.pid = note["pid"]
+                if note["progress"] is not None:
+                    self._watch(running.job, Progress(**note["progress"]))
+        running.gone = running.gone + 1 if running.pid and not _is_alive(running.pid) else 0
+        if running.gone > 3 and running.future is not None:
+            running.future.cancel()
 
     def close(self) -> None:
+        with _interrupts_ignored():
+            self._stop_pool()
+            shutil.rmtree(self._notes, ignore_errors=True)
+
+    def _stop_pool(self) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]
+        # At once: what a killed worker leaves is whole, and pebble would wait for it politely.
+        for running in list(self._running.values()):
+            self._look_for_pid(running)
+            if running.pid is not None:
+                with contextlib.suppress(OSError):
+                    os.kill(running.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
         self._pool.join()
-        shutil.rmtree(self._notes, ignore_errors=True)
+
+    def _look_for_pid(self, running: _Running) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            running.pid = json.loads(running.note.read_bytes())["pid"]
 
 
-def _death(error: ProcessExpired) -> str:
-    code = error.exitcode
-    if code is not None and code < 0:
+class _NoWorkerError(UsageError):
+    """Workers die as soon as they start."""
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(
+            "no worker process could be started: each died at once, and said why above",
+            "a script that asks for jobs has to keep its own statements under"
+            ' `if __name__ == "__main__":`, or the workers run them again',
+        )
+
+
+def _death(code: Any) -> str:
+    if isinstance(code, int) and code < 0:
         with contextlib.suppress(ValueError):
             return f"its process was killed by {signal.Signals(-code).name}"
     return f"its process ended with exit code {code}"
 
 
-# What runs in a worker.
+def _is_alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
-def _initialise_worker(parent: int) -> None:
-    """Light: PyTorch and plugins load in the first task, where their failure has a name."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    # Before PyTorch is loaded: it sets its own threads, its libraries read these.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Threads and processes begun in here never get SIGINT."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-@functools.cache
-def _bench_of(place: Place, strict: bool) -> tuple[Workbench, Store]:
-    # The run's own process has warned of plugins that do not load.
-    registry = load_registry(strict=strict, warn=lambda line: None)
-    return make_bench(registry, place), Store(place.results)
-
-
-def _work(job: Job, place: Place, strict: bool, note: Path) -> JobResult:
-    bench, store = _bench_of(place, strict)
-    last = 0.0
-
-    def monitor(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PROGRESS_EVERY_S:
-            last = now
-            _write_note(note, vars(progress))
-
-    return run_job(job, bench, store, monitor)
-
-
-def _write_note(note: Path, values: dict[str, Any]) -> None:
-    draft = note.with_suffix(".new")
-    with contextlib.suppress(OSError):  # progress is not worth a cell
-        draft.write_text(json.dumps(values), encoding="utf-8")
-        draft.replace(note)
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A second Ctrl-C does not disturb the cleaning up after the first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)

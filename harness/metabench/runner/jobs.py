@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,13 +18,13 @@ import torch
 from metabench.clock.measure import measure
 from metabench.engine.numerics import set_up_process
 from metabench.engine.progress import Monitor, Progress
-from metabench.errors import NotANumberError
-from metabench.registry import Registry
+from metabench.errors import MetabenchError, NotANumberError, StoreError
 from metabench.runner.bench import Workbench
 from metabench.runner.cell import CellRun
 from metabench.runner.cells import Cell
 from metabench.runner.environment import this_machine
-from metabench.store.record import CHECKPOINT, LOG, Failure
+from metabench.store.files import FULL
+from metabench.store.record import CHECKPOINT, LOG, CellRecord, Failure
 from metabench.store.store import Store
 from metabench.store.tensors import read_tensors
 
@@ -51,26 +53,35 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process works: folders and device."""
-
-    results: Path
-    data_folder: Path
-    device: str
-
-
-@dataclass(frozen=True)
 class JobResult:
-    """How a job ended: `failure` is None where it succeeded."""
+    """How a job ended.
+
+    Attributes:
+        seconds: how long it took.
+        failure: None where it succeeded.
+        validation: the validation score of a finished cell, if it was validated.
+        warnings: what was logged as a warning meanwhile.
+        stop: set where going on makes no sense for any job: a full disk, for instance.
+    """
 
     seconds: float
     failure: Failure | None = None
+    validation: float | None = None
+    warnings: tuple[str, ...] = ()
+    stop: MetabenchError | None = None
 
 
-def run_job(job: Job, bench: Workbench, store: Store, monitor: Monitor) -> JobResult:
-    """Do a job in this process; whatever goes wrong in it becomes a `Failure`."""
+def run_job(
+    job: Job, bench: Workbench, store: Store, monitor: Monitor, *, capture: bool = False
+) -> JobResult:
+    """Do a job in this process; whatever goes wrong in it becomes a `Failure`.
+
+    Args:
+        capture: send what is printed meanwhile to the job's log.
+    """
     started = time.perf_counter()
     last = Progress("start", 0, 0)
+    warnings: list[str] = []
 
     def watch(progress: Progress) -> None:
         nonlocal last
@@ -78,34 +89,43 @@ def run_job(job: Job, bench: Workbench, store: Store, monitor: Monitor) -> JobRe
         monitor(progress)
 
     set_up_process(bench.device)
+    score: float | None = None
     try:
         if job.kind == "timing":
             _time(job, bench, store)
         else:
-            _run(job, bench, store, watch)
-    except Exception as error:
+            record = _run(job, bench, store, watch, warnings, capture)
+            score = record.result.validation_score if record else None
+    except (Exception, SystemExit) as error:
         where = f"{last.phase} {last.step}/{last.total}" if last.total else last.phase
-        failure = failure_of(error, where)
-        return JobResult(time.perf_counter() - started, failure)
-    return JobResult(time.perf_counter() - started)
+        return JobResult(
+            time.perf_counter() - started,
+            failure_of(error, where),
+            warnings=tuple(warnings),
+            stop=stopping(error),
+        )
+    return JobResult(time.perf_counter() - started, None, score, tuple(warnings))
 
 
-def _run(job: Job, bench: Workbench, store: Store, monitor: Monitor) -> None:
+def _run(
+    job: Job, bench: Workbench, store: Store, monitor: Monitor, warnings: list[str], capture: bool
+) -> CellRecord | None:
+    record: CellRecord | None = None
     with store.claim(job.key) as partial:
         log_file = partial.folder / LOG
         run = CellRun(bench, store, job.cell, job.command, monitor)
-        try:
-            with _logged_to(log_file):
-                log.info("%s %s", job.kind, job.cell.id)
+        with _logged_to(log_file, warnings, capture):
+            log.info("%s %s", job.kind, job.cell.id)
+            try:
                 if job.kind == "phase":
                     run.run_shared_phase(partial)
                 else:
-                    run.run(partial, log_file)
-        except Exception:
-            with log_file.open("a", encoding="utf-8") as file:
-                file.write(traceback.format_exc())
-            raise
+                    record = run.run(partial, log_file)
+            except (Exception, SystemExit):
+                log.info("%s", traceback.format_exc())
+                raise
         partial.discard()
+    return record
 
 
 def _time(job: Job, bench: Workbench, store: Store) -> None:
@@ -119,10 +139,11 @@ def _time(job: Job, bench: Workbench, store: Store) -> None:
 
 def failure_of(error: BaseException, where: str) -> Failure:
     """How a cell failed, by its exception."""
-    text = str(error)
+    text = _text(error)
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
     # PyTorch's CPU allocator raises a plain RuntimeError.
-    memory = memory or (isinstance(error, RuntimeError) and "allocate memory" in text)
+    of_torch = ("can't allocate memory", "not enough memory")
+    memory = memory or (isinstance(error, RuntimeError) and any(t in text for t in of_torch))
     status: Literal["nan", "out-of-memory", "error"] = "out-of-memory" if memory else "error"
     if isinstance(error, NotANumberError):
         status = "nan"
@@ -135,30 +156,86 @@ def failure_of(error: BaseException, where: str) -> Failure:
     )
 
 
+def _text(error: BaseException) -> str:
+    if isinstance(error, MetabenchError):
+        return "; ".join(filter(None, [error.message, error.hint]))
+    try:
+        return str(error)
+    except Exception:  # a plugin's exception may be broken itself
+        return ""
+
+
+def stopping(error: BaseException) -> MetabenchError | None:
+    """What ends the whole run: an error of the result folder, which every cell would meet."""
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f": {error.filename}" if error.filename else ""
+        return StoreError(f"the disk is full{where}", "free some space, then run the same again")
+    return None
+
+
+class _JobLog(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """A line that cannot be written is not worth a cell."""
+
+
+class _Collector(logging.Handler):
+    """Keeps the texts of warnings and worse."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.texts = texts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
 @contextmanager
-def _logged_to(path: Path) -> Iterator[None]:
-    """Send this process's log and warnings to a file as well."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+def _logged_to(path: Path, warnings: list[str], capture: bool) -> Iterator[None]:
+    """Send this process's log to a file and nowhere else; metabench's own warnings to a list too.
+
+    Args:
+        capture: the same with what is printed, also by a library in C.
+    """
+    handler = _JobLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("metabench", "py.warnings")]
-    logging.captureWarnings(True)
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+    with ExitStack() as cleanup:
+        cleanup.callback(handler.close)
+        cleanup.enter_context(_handled_by("metabench", handler, _Collector(warnings)))
+        cleanup.enter_context(_handled_by("py.warnings", handler))
+        logging.captureWarnings(True)
+        cleanup.callback(logging.captureWarnings, False)
+        if capture and handler.stream is not None:
+            cleanup.enter_context(_printed_to(handler.stream.fileno()))
+        yield
+
+
+@contextmanager
+def _handled_by(name: str, *handlers: logging.Handler) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = list(handlers), False
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-        logging.captureWarnings(False)
-        handler.close()
+        logger.handlers, logger.propagate = before[0], before[2]
+        logger.setLevel(before[1])
 
 
-MakeBench = Callable[[Registry, Place], Workbench]
-
-
-def make_bench(registry: Registry, place: Place) -> Workbench:
-    """The workbench of a process."""
-    return Workbench(registry, place.data_folder, torch.device(place.device))
+@contextmanager
+def _printed_to(descriptor: int) -> Iterator[None]:
+    """Standard output and standard error of this process go to an open file."""
+    kept = [os.dup(1), os.dup(2)]
+    try:
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        for number, old in enumerate(kept, start=1):
+            os.dup2(old, number)
+            os.close(old)

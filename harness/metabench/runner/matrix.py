@@ -71,9 +71,12 @@ def build_matrix(suite: Suite, registry: Registry, filters: Filters | None = Non
 
 
 def _seeds(suite: Suite, asked: int | Sequence[int] | None) -> tuple[int, ...]:
-    seeds = range(asked) if isinstance(asked, int) else suite.seeds if asked is None else asked
-    if not 1 <= len(seeds) <= MOST_SEEDS:
-        raise UsageError(f"{len(seeds)} seeds: a run takes 1 to {MOST_SEEDS}", "--seeds 3")
+    if asked is None:
+        return suite.seeds
+    count = asked if isinstance(asked, int) else len(asked)
+    if not 1 <= count <= MOST_SEEDS:
+        raise UsageError(f"{count} seeds: a run takes 1 to {MOST_SEEDS}", "--seeds 3")
+    seeds = range(asked) if isinstance(asked, int) else asked
     if len(set(seeds)) < len(seeds) or any(not 0 <= seed < 2**63 for seed in seeds):
         raise UsageError(
             f"seeds {', '.join(map(str, seeds))}: they should be different, and not below 0"
@@ -101,6 +104,9 @@ def _combinations(
         lambda entry: entry.name,
     )
     backbones = _chosen("backbone", suite.backbones, filters.backbones, _plugin_matches, _label)
+    # Before any plugin is imported, so that one that cannot be can be left out.
+    algorithms = [a for a in algorithms if not any_match(filters.exclude, [a.name])]
+    backbones = [b for b in backbones if not any_match(filters.exclude, [b.label, b.name])]
     for dataset in datasets:
         for written, protocol in _overridden(protocols, overrides):
             for algorithm in algorithms:
@@ -192,8 +198,7 @@ def _includes(pattern: str, row: Resolved) -> bool:
 
 
 def _excludes(pattern: str, row: Resolved) -> bool:
-    others = [row.cell.backbone.label, row.cell.backbone.name, *filter(None, [row.variant])]
-    return _includes(pattern, row) or any_match([pattern], others)
+    return _includes(pattern, row) or bool(row.variant and any_match([pattern], [row.variant]))
 
 
 def _check_used(overrides: Sequence[Override], rows: Sequence[Resolved]) -> None:
@@ -253,7 +258,7 @@ def _check_distinct(suite: Suite, rows: Sequence[Cell]) -> None:
         if cell.id in seen:
             row = cell.id.rpartition("/")[0]
             raise UsageError(
-                f"{suite.source}: two [[algorithm]] tables make the row {row}",
-                'tell them apart: give one a variant = "..."',
+                f"{suite.source}: two entries make the row {row}",
+                'tell two [[algorithm]] tables apart by a variant = "..."',
             )
         seen.add(cell.id)

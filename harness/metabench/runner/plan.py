@@ -68,7 +68,7 @@ def make_plan(
         if failed_only and store.failure(key) is None:
             plan.left_out.append(cell)
             continue
-        command = cell.command(suite)
+        command = _command(bench, cell, suite)
         needs = _phase_key(bench, cell)
         if needs is not None and needs not in phases:
             if fresh:
@@ -80,12 +80,30 @@ def make_plan(
     return plan
 
 
+def _command(bench: Workbench, cell: Cell, suite: str) -> str:
+    """The line that runs the cell again: in Python where the command line has no such algorithm."""
+    entry = bench.registry.get("algorithm", cell.algorithm.name)
+    if entry.plugin:
+        return cell.command(suite)
+    names = {"--dataset": "datasets", "--protocol": "protocols", "--backbone": "backbones"}
+    names |= {"--set": "settings"}
+    options: dict[str, list[str]] = {}
+    for option, value in zip(cell.arguments[::2], cell.arguments[1::2], strict=True):
+        if option in names:
+            options.setdefault(names[option], []).append(value)
+    shown = "".join(f", {name}={values!r}" for name, values in options.items())
+    cls = entry.load().__qualname__
+    return f"metabench.run({suite!r}, algorithms=[{cls}], seeds=[{cell.seed}]{shown})"
+
+
 def _phase_key(bench: Workbench, cell: Cell) -> str | None:
+    """The key of the cell's shared phase, if another process would know it by the same."""
     phase = bench.sketch(cell)
     if phase is None:
         return None
     bank = training_bank(bench.banks(cell)["train"], cell.recipe, cell.protocol)
-    return bench.phase_identity(cell, phase, bank).key
+    identity = bench.phase_identity(cell, phase, bank)
+    return identity.key if identity.reusable else None
 
 
 def timing_jobs(plan: Plan, store: Store, machine: str) -> list[Job]:

@@ -17,8 +17,9 @@ from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
 from metabench.runner.environment import run_info, this_machine
 from metabench.runner.executors import Executor, InProcess, Workers
-from metabench.runner.jobs import Job, JobResult, Place
+from metabench.runner.jobs import Job, JobResult
 from metabench.runner.plan import Plan, make_plan, timing_jobs
+from metabench.runner.worker import Place
 from metabench.store.record import LOG, Failure
 from metabench.store.store import Store
 from metabench.store.suites import SuiteCell
@@ -84,6 +85,7 @@ class RunOptions:
         failed_only: run only cells that failed.
         fail_fast: stop at the first failure.
         strict_plugins: a plugin that does not load is fatal in workers too.
+        classes: algorithms of the registry that no plugin registers, for workers to import.
     """
 
     results: Path
@@ -95,6 +97,7 @@ class RunOptions:
     failed_only: bool = False
     fail_fast: bool = False
     strict_plugins: bool = False
+    classes: tuple[type, ...] = ()
 
 
 @dataclass
@@ -103,11 +106,13 @@ class RunResult:
 
     Attributes:
         plan: what was asked for, and what was found finished.
+        ran: keys of the cells that this run finished.
         failures: how cells of this run failed, by key.
         stopped: whether `fail_fast` left something undone.
     """
 
     plan: Plan
+    ran: list[str] = field(default_factory=list)
     failures: dict[str, Failure] = field(default_factory=dict)
     stopped: bool = False
 
@@ -130,7 +135,8 @@ def run_cells(
         watch: is told what happens.
 
     Raises:
-        MetabenchError: something that makes the run impossible, before anything is trained.
+        MetabenchError: something that makes the run impossible, before anything is trained, or
+            going on with it (a full disk).
     """
     watch = watch or Unwatched()
     store = Store.open(options.results)
@@ -153,22 +159,45 @@ def run_cells(
         store.remember_suite(name, members)
     watch.planned(plan)
     result = RunResult(plan)
-    if plan.jobs:
-        executor = _executor(options, bench, store, watch, options.jobs)
-        try:
-            for job, ended in in_order(plan.jobs, executor, watch.started):
-                watch.ended(job, ended)
-                if ended.failure is not None and job.kind == "cell":
-                    _note_failure(bench, store, job, ended.failure)
-                    result.failures[job.key] = ended.failure
-                    if options.fail_fast:
-                        result.stopped = True
-                        break
-        finally:
-            executor.close()
-    if not result.stopped:
-        _time_rows(options, bench, store, plan, watch)
+    executor = _LazyExecutor(options, bench, store, watch)
+    try:
+        _run_jobs(executor, bench, store, options, result, watch)
+        if not result.stopped:
+            _time_rows(executor, bench, store, plan, watch)
+    finally:
+        executor.close()
     return result
+
+
+def _run_jobs(
+    executor: Executor,
+    bench: Workbench,
+    store: Store,
+    options: RunOptions,
+    result: RunResult,
+    watch: Watch,
+) -> None:
+    for job, ended in in_order(result.plan.jobs, executor, watch.started):
+        _heard(job, ended)
+        watch.ended(job, ended)
+        if job.kind == "phase":
+            continue
+        if ended.failure is None:
+            result.ran.append(job.key)
+            continue
+        _note_failure(bench, store, job, ended.failure)
+        result.failures[job.key] = ended.failure
+        if options.fail_fast:
+            result.stopped = True
+            return
+
+
+def _heard(job: Job, ended: JobResult) -> None:
+    """Pass on what a job warned of; what concerns all jobs ends the run."""
+    for text in ended.warnings:
+        log.warning("%s: %s", job.cell.id, text)
+    if ended.stop is not None:
+        raise ended.stop
 
 
 def cell_labels(cell: Cell) -> dict[str, str | int]:
@@ -200,12 +229,19 @@ def prepare_data(
 
 
 def in_order(
-    jobs: Sequence[Job], executor: Executor, started: Callable[[Job], None]
+    jobs: Sequence[Job],
+    executor: Executor,
+    started: Callable[[Job], None],
+    at_once: int | None = None,
 ) -> Iterator[tuple[Job, JobResult]]:
     """Run jobs as slots and dependencies allow; yields each as it ends.
 
     A job that needs a phase which failed fails as the phase did, without being run.
+
+    Args:
+        at_once: how many run side by side, if not as many as the executor can.
     """
+    slots = at_once or executor.slots
     waiting = deque(jobs)
     unfinished = {job.key for job in jobs if job.kind == "phase"}
     broken: dict[str, Failure] = {}
@@ -216,7 +252,7 @@ def in_order(
             failed = next((broken[key] for key in job.needs if key in broken), None)
             if failed is not None:
                 yield job, JobResult(0.0, failed)
-            elif running < executor.slots and not unfinished.intersection(job.needs):
+            elif running < slots and not unfinished.intersection(job.needs):
                 started(job)
                 executor.start(job)
                 running += 1
@@ -233,18 +269,40 @@ def in_order(
         yield job, result
 
 
-def _executor(
-    options: RunOptions, bench: Workbench, store: Store, watch: Watch, jobs: int | None
-) -> Executor:
-    if jobs is None:
-        return InProcess(bench, store, watch.progress)
-    return Workers(
-        jobs,
-        Place(store.root, options.data_folder, str(options.device)),
-        watch.progress,
-        timeout=options.timeout,
-        strict_plugins=options.strict_plugins,
-    )
+class _LazyExecutor:
+    """The executor of a run, begun with its first job; where all is finished, no process starts."""
+
+    def __init__(self, options: RunOptions, bench: Workbench, store: Store, watch: Watch) -> None:
+        self.slots = options.jobs or 1
+        self._options, self._bench, self._store, self._watch = options, bench, store, watch
+        self._begun: Executor | None = None
+
+    def start(self, job: Job) -> None:
+        if self._begun is None:
+            self._begun = self._begin()
+        self._begun.start(job)
+
+    def wait(self) -> tuple[Job, JobResult]:
+        assert self._begun is not None  # a job was started
+        return self._begun.wait()
+
+    def close(self) -> None:
+        if self._begun is not None:
+            self._begun.close()
+
+    def _begin(self) -> Executor:
+        options = self._options
+        if options.jobs is None:
+            return InProcess(self._bench, self._store, self._watch.progress)
+        place = Place(
+            self._store.root,
+            options.data_folder,
+            str(options.device),
+            self._bench.unread,
+            tuple((cls.__module__, cls.__qualname__) for cls in options.classes),
+            options.strict_plugins,
+        )
+        return Workers(options.jobs, place, self._watch.progress, timeout=options.timeout)
 
 
 def _note_failure(bench: Workbench, store: Store, job: Job, failure: Failure) -> None:
@@ -254,18 +312,15 @@ def _note_failure(bench: Workbench, store: Store, job: Job, failure: Failure) ->
 
 
 def _time_rows(
-    options: RunOptions, bench: Workbench, store: Store, plan: Plan, watch: Watch
+    executor: Executor, bench: Workbench, store: Store, plan: Plan, watch: Watch
 ) -> None:
-    """The second stage: one worker, nothing beside it."""
+    """The second stage: one job at a time, and nothing beside it."""
     jobs = timing_jobs(plan, store, this_machine(bench.device))
     if not jobs:
         return
     watch.timing(len(jobs))
-    executor = _executor(options, bench, store, watch, None if options.jobs is None else 1)
-    try:
-        for job, ended in in_order(jobs, executor, watch.started):
-            watch.ended(job, ended)
-            if ended.failure is not None:
-                log.warning("%s could not be timed: %s", job.cell.id, ended.failure.message)
-    finally:
-        executor.close()
+    for job, ended in in_order(jobs, executor, watch.started, at_once=1):
+        _heard(job, ended)
+        watch.ended(job, ended)
+        if ended.failure is not None:
+            log.warning("%s could not be timed: %s", job.cell.id, ended.failure.message)
