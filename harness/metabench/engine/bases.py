@@ -78,10 +78,13 @@ class EpisodeFunction(Algorithm):
 
     def adapt(self, support: Support, ctx: Context) -> PyTree:
         """The state is the support set itself; the work is done in `predict`."""
-        return {"items": support.items.data, "labels": support.targets.values}
+        labels = support.targets.values
+        # The ways of this call, as a shape: training may have more of them than the test.
+        ids = torch.arange(support.ways, device=labels.device).expand(len(labels), -1)
+        return {"items": support.items.data, "labels": labels, "class_ids": ids}
 
     def predict(self, state: PyTree, queries: Items, ctx: Context) -> Tensor:
-        ways = self.problem.ways
+        ways = state["class_ids"].shape[1]
 
         def one(items: PyTree, labels: Tensor, asked: PyTree) -> Tensor:
             return self.episode(items, labels, asked, ways)
