@@ -26,10 +26,11 @@ def main() -> int:
     """Print what is wrong, a line each; 1 if anything is."""
     listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True)
     files = [Path(name) for name in listed.stdout.split("\0") if name]
-    wrong = []
-    for name in sorted({path.parts[0] for path in files}):
-        if not name.startswith(".") and name not in TOP_LEVEL:
-            wrong.append(f"{name}: not one of the top-level entries")
+    wrong = [
+        f"{name}: not one of the top-level entries"
+        for name in sorted({path.parts[0] for path in files})
+        if not name.startswith(".") and name not in TOP_LEVEL
+    ]
     for path in files:
         if path.suffix != ".py" or not path.is_file():
             continue

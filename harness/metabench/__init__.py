@@ -56,8 +56,8 @@ if TYPE_CHECKING:
         ProtocolError,
         UsageError,
     )
-    from metabench.hookspecs import Lazy, hookimpl
     from metabench.experiment import run
+    from metabench.hookspecs import Lazy, hookimpl
 
     __version__: str
 

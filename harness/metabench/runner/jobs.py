@@ -18,7 +18,7 @@ import torch
 from metabench.clock.measure import measure
 from metabench.engine.numerics import set_up_process
 from metabench.engine.progress import Monitor, Progress
-from metabench.errors import MetabenchError, NotANumberError, StoreError
+from metabench.errors import MetabenchError, NotANumberError, PluginError, StoreError
 from metabench.runner.bench import Workbench
 from metabench.runner.cell import CellRun
 from metabench.runner.cells import Cell
@@ -111,6 +111,11 @@ def _run(
     job: Job, bench: Workbench, store: Store, monitor: Monitor, warnings: list[str], capture: bool
 ) -> CellRecord | None:
     record: CellRecord | None = None
+    if job.kind == "cell" and bench.identity(job.cell).key != job.key:
+        raise PluginError(
+            f"{job.cell.id} is another cell here than in the process that planned it",
+            "the code was edited meanwhile: run the same again",
+        )
     with store.claim(job.key) as partial:
         log_file = partial.folder / LOG
         run = CellRun(bench, store, job.cell, job.command, monitor)

@@ -65,9 +65,7 @@ class RelationNetwork(EmbeddingAlgorithm):
     equivariant_to = frozenset({"support-order", "class-labels"})
     output = "scores"
     hyperparameters: ClassVar[type[Hyperparameters]] = RelationNetworkHyperparameters
-    recipe = Recipe(
-        steps=800, ways=10, queries=15, lr=3e-3, schedule="cosine", validate_every=200
-    )
+    recipe = Recipe(steps=800, ways=10, queries=15, lr=3e-3, schedule="cosine", validate_every=200)
 
     hp: RelationNetworkHyperparameters
 

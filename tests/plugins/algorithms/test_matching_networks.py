@@ -57,6 +57,10 @@ def test_extreme_similarities_stay_finite() -> None:
     logits = log_class_attention(similarities, member)
     expected = torch.tensor([[[0.0, -1e4, -1e5], [1e5, 1e5 - 1, -1e5]]]).log_softmax(-1)
     torch.testing.assert_close(logits, expected)
+    # Padding may be as alike as it pleases.
+    similarities[..., 3] = 1e6
+    member[:, 3] = False
+    torch.testing.assert_close(log_class_attention(similarities, member), expected)
 
 
 def test_values_and_gradients_are_those_of_the_plain_formula_with_padding() -> None:

@@ -55,8 +55,11 @@ def test_scores_equal_those_of_a_loop_over_pairs(lab, loss: str) -> None:
 
 @pytest.mark.parametrize("size", [(6, 1, 1), (6, 2, 2), (6, 3, 3), (6, 5, 5), (4, 2, 7)])
 @pytest.mark.parametrize("training", [True, False])
-def test_every_size_of_map_will_do(size: tuple[int, int, int], training: bool) -> None:
-    """All pairs at once, in training too, where batch norm takes its moments from all of them."""
+def test_every_size_of_map_will_do(
+    size: tuple[int, int, int], training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many pairs pass at once; in training always all: batch norm takes their moments."""
+    monkeypatch.setattr(relation_network, "PAIRS_AT_ONCE", 7)
     torch.manual_seed(0)
     relation = RelationModule(size, width=5, hidden=3).double().train(training)
     classes, queries = torch.rand(2, 3, *size).double(), torch.rand(2, 4, *size).double()

@@ -1,0 +1,188 @@
+"""`metabench run`: train, test and time the cells of a suite, and print its table."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from metabench.cli.options import data_option, device_option, out_option
+from metabench.cli.output import format_options, print_rows
+from metabench.errors import UsageError
+from metabench.rendering import Format, plain
+
+if TYPE_CHECKING:
+    from metabench.experiment.outcome import Experiment
+    from metabench.experiment.prepared import Prepared
+
+    _ParamType = click.ParamType[tuple[int, ...]]
+else:  # not a generic class before click 8.4
+    _ParamType = click.ParamType
+
+FAILED = 1
+_NOT_AGAIN = {"fresh", "failed", "dry_run"}
+"""Options that a line which goes on with a run must not repeat."""
+
+
+class _Seeds(_ParamType):
+    name = "seeds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(word) for word in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers such as 0,1,2", param, ctx)
+
+
+@click.command()
+@click.option("-s", "--suite", required=True, help="A suite's name, or the path of a TOML file.")
+@click.option(
+    "-a", "--algorithm", "algorithms", multiple=True, help="Only these: a name, or name/variant."
+)
+@click.option("-b", "--backbone", "backbones", multiple=True, help="Only these: a name or label.")
+@click.option("--dataset", "datasets", multiple=True, help="Only these: a name or label.")
+@click.option("-p", "--protocol", "protocols", multiple=True, help="Only these: such as 5w1s.")
+@click.option("--exclude", multiple=True, help="Leave out an algorithm, a variant or a backbone.")
+@click.option("--seeds", type=click.IntRange(1), help="How many training seeds, from 0.")
+@click.option("--seed", type=_Seeds(), metavar="LIST", help="Which training seeds, such as 0,3.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting, such as maml.inner_lr=0.1 or '*.recipe.steps=100'.",
+)
+@device_option
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1), help="Worker processes. [default: one a free core]"
+)
+@out_option
+@data_option
+@click.option("--failed", is_flag=True, help="Run only the cells that failed before.")
+@click.option("-x", "--fail-fast", is_flag=True, help="Stop at the first failure.")
+@click.option("--fresh", is_flag=True, help="Run finished cells again.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), help="Seconds that a cell may take."
+)
+@click.option("--dry-run", is_flag=True, help="Print the cells, and train nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
+@format_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    fmt: Format,
+    dry_run: bool,
+    quiet: bool,
+    seeds: int | None,
+    seed: tuple[int, ...] | None,
+    jobs: int | None,
+    **options: Any,
+) -> None:
+    """Run a suite: train, test and time its cells, then print its table.
+
+    Cells that are finished in the result folder are reused, and interrupted ones go on where they
+    stopped. Filters can be repeated, and are shell-style patterns.
+    """
+    if seeds is not None and seed is not None:
+        raise UsageError("--seeds and --seed exclude each other", "--seeds 3 is --seed 0,1,2")
+    try:
+        from metabench.experiment.prepared import prepare
+
+        asked = prepare(
+            options.pop("suite"),
+            seeds=seed or seeds,
+            jobs=jobs or "auto",
+            strict_plugins=ctx.find_root().params.get("strict_plugins", False),
+            **options,
+        )
+        if dry_run:
+            _print_cells(asked, fmt)
+        else:
+            ctx.exit(_run(ctx, asked, quiet, fmt))
+    except KeyboardInterrupt:
+        _no_more_interrupts()
+        _tell(f"interrupted; what is finished is kept. Go on with: {_again(ctx)}")
+        ctx.exit(130)
+
+
+def _run(ctx: click.Context, asked: Prepared, quiet: bool, fmt: Format) -> int:
+    """Run, print the table; the exit code."""
+    from metabench.cli.leaderboard import print_leaderboard
+    from metabench.cli.watch import watching
+    from metabench.leaderboard.table import write_leaderboard
+
+    with watching(quiet) as watch:
+        experiment = asked.run(watch)
+    csv, _ = write_leaderboard(experiment.store, experiment.suite)
+    print_leaderboard(experiment.store, experiment.suite, fmt)
+    _tell(_summary(experiment))
+    _tell(f"the table is in {csv}")
+    if not experiment.outcome.failures:
+        return 0
+    _tell(f"run only the failed cells with: {_again(ctx, '--failed')}")
+    return FAILED
+
+
+def _summary(experiment: Experiment) -> str:
+    """How many cells were reused, ran and failed."""
+    from metabench.cli.watch import counted
+
+    outcome = experiment.outcome
+    plan, failures = outcome.plan, outcome.failures
+    parts = [f"{len(plan.finished)} reused", f"{len(outcome.ran)} run"]
+    if failures:
+        parts.append(f"{len(failures)} failed")
+    rest = len(plan.cells) - len(plan.finished) - len(outcome.ran) - len(failures)
+    if rest:
+        parts.append(f"{rest} not run")
+    return f"{counted(len(plan.cells), 'cell')}: {', '.join(parts)}"
+
+
+def _print_cells(asked: Prepared, fmt: Format) -> None:
+    from metabench.cli.watch import counted
+
+    rows = [{"cell": cell.id, "state": state} for cell, state in asked.states()]
+    print_rows(rows, ("cell", "state"), fmt)
+    finished = sum(row["state"] == "finished" for row in rows)
+    _tell(f"{counted(len(rows), 'cell')}, {finished} finished; nothing was run")
+
+
+def _again(ctx: click.Context, *more: str) -> str:
+    """The line as it was typed, without what must not be repeated."""
+    words = ["metabench", "run"]
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not typed or name in _NOT_AGAIN:
+            continue
+        option, value = parameter.opts[-1], ctx.params[name]
+        for one in value if isinstance(value, tuple) and name != "seed" else (value,):
+            words += [option] if one is True else [option, _word(one)]
+    return shlex.join([*words, *more])
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, str | Path) else f"{value:g}"
+
+
+def _tell(line: str) -> None:
+    click.echo(plain(line), err=True)
+
+
+def _no_more_interrupts() -> None:
+    """Another Ctrl-C must not disturb the last line, nor Python's own cleaning up."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,163 @@
+"""From what was asked for to a matrix of cells: looked up and checked, but not begun."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from metabench.data.folder import data_folder
+from metabench.engine.numerics import resolve_device
+from metabench.errors import UsageError
+from metabench.experiment.outcome import Experiment
+from metabench.plugins import registry
+from metabench.registry import Registry
+from metabench.runner.bench import Workbench
+from metabench.runner.cells import Cell
+from metabench.runner.environment import default_jobs
+from metabench.runner.matrix import Filters, build_matrix
+from metabench.runner.run import RunOptions, Watch, run_cells
+from metabench.runner.suite import Suite, open_suite
+from metabench.store.store import MARK, Store
+
+if TYPE_CHECKING:
+    from metabench.api.algorithm import Algorithm
+
+OUT_VARIABLE = "METABENCH_OUT"
+DEFAULT_OUT = "metabench-results"
+
+Texts = str | Sequence[str] | None
+CellState = Literal["finished", "to run", "error", "out-of-memory", "nan", "timeout", "killed"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `run` was asked for: looked up and checked, but not begun.
+
+    Attributes:
+        suite: the suite, with classes that it did not name.
+        command_name: how a command line names it.
+        registry: plugins, and the classes.
+        cells: the matrix.
+        options: how it is run.
+    """
+
+    suite: Suite
+    command_name: str
+    registry: Registry
+    cells: list[Cell]
+    options: RunOptions
+
+    def run(self, watch: Watch | None = None) -> Experiment:
+        """Run it."""
+        result = run_cells(
+            self.cells, self.registry, self.options, suite=self.command_name, watch=watch
+        )
+        return Experiment(self.suite.name, self.options.results, result)
+
+    def states(self) -> Iterator[tuple[Cell, CellState]]:
+        """Which cells are finished, and how the others failed, without running any.
+
+        Raises:
+            ProtocolError, UsageError: a cell that cannot be run.
+        """
+        options = self.options
+        bench = Workbench(self.registry, options.data_folder, options.device)
+        there = (options.results / MARK).exists()
+        store = Store.open(options.results, create=False) if there else None
+        for cell in self.cells:
+            if bench.dataset(cell).availability() != "ready":  # nor can anything be said of it
+                yield cell, "to run"
+                continue
+            bench.check(cell)
+            yield cell, "to run" if store is None else _state(store, bench.identity(cell).key)
+
+
+def _state(store: Store, key: str) -> CellState:
+    if store.find(key) is not None:
+        return "finished"
+    failed = store.failure(key)
+    return failed.failure.status if failed is not None else "to run"
+
+
+def prepare(
+    suite: str | Path,
+    *,
+    algorithms: str | type[Algorithm] | Sequence[str | type[Algorithm]] | None = None,
+    backbones: Texts = None,
+    datasets: Texts = None,
+    protocols: Texts = None,
+    exclude: Texts = None,
+    seeds: int | Sequence[int] | None = None,
+    settings: Texts = None,
+    device: str = "auto",
+    jobs: int | Literal["auto"] | None = None,
+    out: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    timeout: float | None = None,
+    failed: bool = False,
+    fail_fast: bool = False,
+    fresh: bool = False,
+    strict_plugins: bool = False,
+) -> Prepared:
+    """Look up and check what `run` is asked for; see there.
+
+    Raises:
+        UsageError: something that cannot be meant.
+    """
+    if failed and fresh:
+        raise UsageError("failed and fresh exclude each other", "fresh forgets what failed")
+    if timeout is not None and jobs is None:
+        raise UsageError("a timeout needs workers", "say how many: jobs=1")
+    wanted = [algorithms] if isinstance(algorithms, str | type) else list(algorithms or [])
+    classes = tuple(a for a in wanted if isinstance(a, type))
+    known = registry(strict=strict_plugins)
+    opened = open_suite(str(suite), known)
+    if classes:
+        known = known.with_classes(classes)
+        opened = opened.with_algorithms([cls.name for cls in classes])
+    filters = Filters(
+        algorithms=[a if isinstance(a, str) else a.name for a in wanted],
+        backbones=_listed(backbones),
+        datasets=_listed(datasets),
+        protocols=_listed(protocols),
+        exclude=_listed(exclude),
+        seeds=seeds,
+        settings=_listed(settings),
+    )
+    cells = build_matrix(opened, known, filters)
+    place = resolve_device(device)
+    if jobs is not None:
+        for cls in classes:
+            _check_importable(cls)
+    options = RunOptions(
+        results=Path(out or os.environ.get(OUT_VARIABLE) or DEFAULT_OUT).expanduser().absolute(),
+        data_folder=data_folder(data_dir),
+        device=place,
+        jobs=default_jobs(place, len(cells)) if jobs == "auto" else jobs,
+        timeout=timeout,
+        fresh=fresh,
+        failed_only=failed,
+        fail_fast=fail_fast,
+        strict_plugins=strict_plugins,
+        classes=classes,
+    )
+    return Prepared(opened, str(suite), known, cells, options)
+
+
+def _listed(texts: Texts) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts or [])
+
+
+def _check_importable(cls: type) -> None:
+    """Raise UsageError for a class that only this process has."""
+    typed = cls.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
+    if typed or "<locals>" in cls.__qualname__:
+        raise UsageError(
+            f"workers cannot import the class {cls.__qualname__}: it was defined"
+            f" {'in a notebook or at a prompt' if typed else 'inside a function'}",
+            "write it into a module, or run in this process, without jobs",
+        )

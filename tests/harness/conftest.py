@@ -1,0 +1,189 @@
+"""Small made-up result folders, for the tests of tables and of the verbs that read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metabench.api.recipe import Recipe
+from metabench.episodes.protocol import Protocol
+from metabench.store.keys import (
+    CellIdentity,
+    DatasetIdentity,
+    Numerics,
+    PhaseIdentity,
+    PluginIdentity,
+)
+from metabench.store.machine import machine_id
+from metabench.store.record import Failure, PhaseResult, Result, RunInfo
+from metabench.store.results import EpisodeResults
+from metabench.store.store import Store
+from metabench.store.suites import SuiteCell
+
+PROTOCOL = Protocol(ways=5, shots=1, queries=3, episodes=8)
+
+
+class Results:
+    """A result folder that cells are put into, finished, failed or missing, without training.
+
+    Attributes:
+        store: the folder.
+        predicted: what the finished cells predicted, by key.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.store = Store.open(root)
+        self.predicted: dict[str, EpisodeResults] = {}
+        self._noted: dict[str, list[SuiteCell]] = {}
+
+    def add(
+        self,
+        algorithm: str = "maml",
+        seed: int = 0,
+        *,
+        suite: str = "study",
+        dataset: str = "quickdraw",
+        protocol: Protocol = PROTOCOL,
+        variant: str = "",
+        backbone: str = "conv4-32",
+        status: str = "ok",
+        inference: str = "inductive",
+        skill: float = 0.6,
+        content: str = "d" * 32,
+        code: str = "a" * 32,
+        hp: dict[str, Any] | None = None,
+        recipe: Recipe | None = None,
+        device: str = "cpu",
+        budget: int = 800,
+        train_s: float | None = 2.0,
+        phases: Iterable[str] = (),
+        episode_shift: int = 0,
+        command: str | None = None,
+        label_protocol: Protocol | None = None,
+    ) -> str:
+        """Put a cell in, and note it for its suite; returns its key."""
+        identity = CellIdentity(
+            protocol=protocol.identity,
+            recipe=(recipe or Recipe(steps=800)).identity,
+            dataset=DatasetIdentity(name="quickdraw", digest=content, classes="c" * 32),
+            algorithm=PluginIdentity(
+                name=algorithm, hp={"variant": variant, **(hp or {})}, code=code
+            ),
+            backbone=PluginIdentity(name="conv4", hp={"label": backbone}, code="b" * 32),
+            seed=seed,
+            numerics=_numerics(device),
+        )
+        named = f"{algorithm}:{variant}" if variant else algorithm
+        cell_id = f"{dataset}/{protocol.name}/{named}/{backbone}/seed{seed}"
+        if command is None:
+            options = f"--dataset {dataset} --algorithm {algorithm} --backbone {backbone}"
+            command = f"metabench run --suite {suite} {options} --seed {seed}"
+        run = RunInfo(metabench="0.1.0", device=device, command=command, train_s=train_s)
+        if status == "ok":
+            results = made_up(protocol, identity.key, skill, episode_shift)
+            self._publish(identity, results, run, inference, budget, tuple(phases))
+        elif status != "missing":
+            failure = Failure(status=status, exception="ValueError", message=f"{named} broke")
+            self.store.fail(identity, failure, run)
+        labels = {
+            "id": cell_id,
+            "dataset": dataset,
+            "protocol": protocol.name,
+            "protocol_digest": (label_protocol or protocol).digest,
+            "metric": protocol.metric,
+            "algorithm": algorithm,
+            "variant": variant,
+            "backbone": backbone,
+            "seed": seed,
+        }
+        noted = self._noted.setdefault(suite, [])
+        noted.append(SuiteCell(key=identity.key, labels=labels))
+        self.store.remember_suite(suite, noted)
+        return identity.key
+
+    def row(self, algorithm: str = "maml", seeds: int = 3, **options: Any) -> list[str]:
+        """Put a row of cells in, alike but for the seed; returns their keys."""
+        return [self.add(algorithm, seed, **options) for seed in range(seeds)]
+
+    def phase(self, seed: int = 0, train_s: float = 10.0) -> str:
+        """Put a shared phase in; returns its key."""
+        identity = PhaseIdentity(
+            dataset=DatasetIdentity(name="quickdraw", digest="d" * 32, classes="c" * 32),
+            classes={},
+            backbone=PluginIdentity(name="conv4", code="b" * 32),
+            recipe={},
+            module="m" * 32,
+            code="e" * 32,
+            seed=seed,
+            numerics=_numerics("cpu"),
+        )
+
+        def build(folder: Path) -> None:
+            run = RunInfo(train_s=train_s).model_dump(mode="json")
+            (folder / "run.json").write_text(json.dumps(run))
+
+        result = PhaseResult(train_items=6400, budget=100)
+        return self.store.publish_phase(identity, build, result=result).key
+
+    def time(self, key: str, adapt_ms: float, predict_ms: float, machine: str = "") -> None:
+        """Note how long adapting and predicting took."""
+        times = {"adapt_ms": adapt_ms, "predict_ms": predict_ms}
+        self.store.write_timing(key, machine or machine_id("cpu"), times)
+
+    def _publish(
+        self,
+        identity: CellIdentity,
+        results: EpisodeResults,
+        run: RunInfo,
+        inference: str,
+        budget: int,
+        phases: tuple[str, ...],
+    ) -> None:
+        def build(folder: Path) -> None:
+            results.to_parquet(folder / "episodes.parquet")
+            (folder / "run.json").write_text(json.dumps(run.model_dump(mode="json")))
+            (folder / "log.txt").write_text("".join(f"line {n}\n" for n in range(50)))
+
+        # A score that no table may believe: tables compute it from the episodes.
+        result = Result(
+            score=0.999,
+            episodes=len(results.targets),
+            parameters=1896,
+            train_items=100 * budget,
+            budget=budget,
+        )
+        self.store.publish(identity, build, inference=inference, result=result, phases=phases)
+        self.predicted[identity.key] = results
+
+
+def _numerics(device: str) -> Numerics:
+    return Numerics(dtype="float32", device=device, threads=1, engine="loop", torch="2.14")
+
+
+def made_up(protocol: Protocol, key: str, skill: float, shift: int = 0) -> EpisodeResults:
+    """Predictions of a cell: the same episodes for all of a protocol, guesses of its own."""
+    episodes = np.random.default_rng([int(protocol.digest[:8], 16), shift])
+    shape = (protocol.episodes, protocol.ways * protocol.queries)
+    targets = episodes.integers(0, protocol.ways, shape)
+    classes = targets + 5 * episodes.integers(0, 10, (len(targets), 1))
+    own = np.random.default_rng(int(key[:8], 16))
+    right = own.random(shape) < skill
+    predictions = np.where(right, targets, (targets + 1) % protocol.ways)
+    return EpisodeResults(targets, predictions, classes)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """An empty result folder to put made-up cells into."""
+    return Results(tmp_path / "out")
+
+
+@pytest.fixture
+def make_results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Results]:
+    """As `results`, as many as are asked for."""
+    return lambda: Results(tmp_path_factory.mktemp("results"))

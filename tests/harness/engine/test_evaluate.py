@@ -1,0 +1,194 @@
+"""Evaluation: the same predictions by any path and chunk size, and never a query target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from metabench.api.algorithm import Algorithm
+from metabench.api.context import Context
+from metabench.api.items import Items, PyTree, Support
+from metabench.engine import evaluate as module
+from metabench.engine.evaluate import evaluate
+from metabench.engine.numerics import EPISODES_A_CHUNK
+from metabench.episodes.protocol import Rotation
+from metabench.episodes.source import EpisodeIndices, EpisodeSource
+from metabench.errors import NotANumberError
+
+
+@pytest.fixture
+def logits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """All logits that evaluation turns into predictions."""
+    seen: list[Tensor] = []
+    turn = module._predicted
+    monkeypatch.setattr(module, "_predicted", lambda x, name: (seen.append(x), turn(x, name))[1])
+    return seen
+
+
+@pytest.mark.parametrize("rotation", Rotation)
+def test_embeddings_give_what_raw_items_give(
+    world, logits: list[Tensor], rotation: Rotation
+) -> None:
+    world = world.turned(rotation)
+    by_embeddings = world.evaluate(world.make(world.Nearest), 60)
+    first = torch.cat(logits)
+    logits.clear()
+    by_items = world.evaluate(world.make(world.NearestRaw), 60)
+    torch.testing.assert_close(first, torch.cat(logits), rtol=1e-6, atol=1e-6)
+    assert np.array_equal(by_embeddings.predicted, by_items.predicted)
+    assert 0.3 < by_items.accuracies.mean() < 1
+
+
+@pytest.mark.parametrize("kind", ["Nearest", "NearestRaw"])
+def test_chunk_sizes_change_no_prediction(
+    world, logits: list[Tensor], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    algorithm = world.make(getattr(world, kind))
+    expected = world.evaluate(algorithm, 30).predicted
+    whole = torch.cat(logits)
+    for episodes, items in ((1, 5), (7, 1), (64, 1000)):
+        logits.clear()
+        for name in EPISODES_A_CHUNK:
+            monkeypatch.setitem(EPISODES_A_CHUNK, name, episodes)
+        monkeypatch.setattr(module, "ITEMS_A_CHUNK", items)
+        assert np.array_equal(world.evaluate(algorithm, 30).predicted, expected)
+        assert len(logits) == -(-30 // episodes)
+        torch.testing.assert_close(torch.cat(logits), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_each_item_is_embedded_once(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm = world.make(world.Nearest)
+    passed: list[int] = []
+    embed = type(algorithm).embed
+
+    def counted(self: Any, data: Tensor) -> Tensor:
+        passed.append(len(data))
+        return embed(self, data)
+
+    monkeypatch.setattr(type(algorithm), "embed", counted)
+    world.evaluate(algorithm, 100)  # of 4 x (2 + 3) items each
+    assert sum(passed) == world.banks["test"].n_items == 72
+
+
+class Spy(Algorithm):
+    """Keeps what it is handed; predicts from its random numbers alone."""
+
+    name = "spy"
+
+    def build(self) -> None:
+        self.seen: list[tuple[str, Any, Context]] = []
+
+    def adapt(self, support: Support, ctx: Context) -> PyTree:
+        self.seen.append(("adapt", support, ctx))
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return {"draw": ctx.rng.normal(support.ways)}
+
+    def predict(self, state: PyTree, queries: Items, ctx: Context) -> Tensor:
+        self.seen.append(("predict", queries, ctx))
+        return state["draw"].unsqueeze(1).expand(-1, queries.data.shape[1], -1)
+
+
+def test_no_query_target_reaches_an_algorithm(world) -> None:
+    """It is handed the drawn support sets and query items, a stage, and random numbers."""
+    spy = world.make(Spy)
+    world.evaluate(spy, 30)  # two chunks
+    drawn, store, start = world.source().draw(range(30)), world.store(), 0
+    assert [what for what, _, _ in spy.seen] == ["adapt", "predict"] * 2
+    for what, handed, ctx in spy.seen:
+        assert isinstance(ctx, Context)
+        assert vars(ctx).keys() == {"stage", "rng", "step", "total", "phase", "log"}
+        assert (ctx.stage, ctx.step, ctx.total, ctx.log) == ("test", 0, 0, {})
+        rows = slice(start, start + len(ctx.rng))
+        if what == "adapt":
+            data = store.gather(drawn.support_items[rows])
+            assert torch.equal(handed.items.data, data)
+            assert handed.targets.values.tolist() == drawn.support_labels[rows].tolist()
+        else:
+            assert type(handed) is Items
+            assert handed.mask is None
+            assert torch.equal(handed.data, store.gather(drawn.query_items[rows]))
+            start += len(ctx.rng)
+
+
+class Mislabelled(EpisodeSource):
+    """The same episodes, whose query labels are wrong."""
+
+    def draw(self, indices: Any) -> EpisodeIndices:
+        drawn = super().draw(indices)
+        return drawn._replace(query_labels=(drawn.query_labels + 1) % self.shape.ways)
+
+
+@pytest.mark.parametrize("kind", ["Nearest", "NearestRaw"])
+def test_other_query_labels_change_no_prediction(world, kind: str) -> None:
+    algorithm, source = world.make(getattr(world, kind)), world.source()
+    wrong = Mislabelled(source.bank, source.shape, source.key)
+    right = evaluate(algorithm, source, world.store(), 40, "test")
+    outcome = evaluate(algorithm, wrong, world.store(), 40, "test")
+    assert np.array_equal(outcome.predicted, right.predicted)
+    assert np.array_equal(outcome.targets, (right.targets + 1) % 4)
+
+
+def test_random_numbers_belong_to_the_episode(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = world.evaluate(world.make(Spy), 50).predicted
+    assert len(np.unique(expected[:, 0])) == 4
+    for size in (1, 13):
+        monkeypatch.setitem(EPISODES_A_CHUNK, "other", size)
+        assert np.array_equal(world.evaluate(world.make(Spy), 50).predicted, expected)
+
+
+def test_the_first_episodes_do_not_depend_on_how_many_follow(world) -> None:
+    algorithm = world.make()
+    few, many = world.evaluate(algorithm, 10), world.evaluate(algorithm, 120)
+    for field, longer in zip(few, many, strict=True):
+        assert np.array_equal(field, longer[:10])
+
+
+def test_an_outcome_says_what_was_asked_and_answered(world) -> None:
+    algorithm = world.make()
+    outcome = world.evaluate(algorithm, 20)
+    drawn = world.source().draw(range(20))
+    assert outcome.targets.shape == outcome.predicted.shape == outcome.classes.shape == (20, 12)
+    assert np.array_equal(outcome.targets, drawn.query_labels)
+    assert np.array_equal(outcome.classes, drawn.query_items // 12)  # 12 items a class
+    right = [
+        sum(p == t for p, t in zip(*rows, strict=True)) / 12
+        for rows in zip(outcome.predicted, outcome.targets, strict=True)
+    ]
+    assert outcome.accuracies.tolist() == pytest.approx(right)
+
+
+def test_evaluation_leaves_the_algorithm_as_it_was(world) -> None:
+    algorithm = world.make()
+    before = {name: value.clone() for name, value in algorithm.state_dict().items()}
+    for mode in (True, False):
+        algorithm.train(mode)
+        world.evaluate(algorithm, 5)
+        assert algorithm.training is mode
+    assert all(torch.equal(value, before[name]) for name, value in algorithm.state_dict().items())
+
+
+def test_progress_is_told_in_episodes(world) -> None:
+    told: list[tuple[int, int]] = []
+    evaluate(
+        world.make(world.NearestRaw),
+        world.source(),
+        world.store(),
+        60,
+        "test",
+        lambda done, total: told.append((done, total)),
+    )
+    assert told == [(25, 60), (50, 60), (60, 60)]
+
+
+def test_predictions_that_are_no_numbers_are_an_error(world) -> None:
+    algorithm = world.make().train()
+    with torch.no_grad():
+        algorithm.backbone.net[1].weight[0, 0] = torch.nan
+    with pytest.raises(NotANumberError, match="nearest predicted values that are not finite"):
+        world.evaluate(algorithm, 5)
+    assert algorithm.training
