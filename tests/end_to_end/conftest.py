@@ -70,8 +70,12 @@ class CommandLine:
 
     def __call__(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
+        return self.python("-m", "metabench", *words, **more)
+
+    def python(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run Python to its end."""
         return subprocess.run(
-            self._line(words),
+            [sys.executable, *words],
             env={**self.environment, **more},
             cwd=self.folder,
             capture_output=True,
@@ -83,7 +87,7 @@ class CommandLine:
     def begin(self, *words: str, **more: str) -> subprocess.Popen[str]:
         """Start it, in a process group of its own as a terminal would."""
         return subprocess.Popen(
-            self._line(words),
+            [sys.executable, "-m", "metabench", *words],
             env={**self.environment, **more},
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -101,9 +105,6 @@ class CommandLine:
         text = f'{head}name = "quickdraw"\n{protocol}[[backbone]]\nname = "identity"\n{tail}'
         (self.folder / "these.toml").write_text(text)
         return "these.toml"
-
-    def _line(self, words: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-m", "metabench", *words]
 
 
 @pytest.fixture(scope="session")

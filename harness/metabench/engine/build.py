@@ -65,7 +65,12 @@ def training_bank(bank: ClassBank, recipe: Recipe, protocol: Protocol) -> ClassB
 
 
 def training_shape(recipe: Recipe, protocol: Protocol) -> EpisodeShape:
-    """The shape of training episodes: the recipe's, else the protocol's."""
+    """The shape of training episodes: the recipe's, else the protocol's.
+
+    Where the recipe makes classes of rotations, a class is not turned at random as well: it and its
+    neighbour could become the same pictures under two labels.
+    """
+    turned = recipe.augmentation == "rotation-classes"
 
     def first(value: int | None, default: int) -> int:
         return default if value is None else value
@@ -74,5 +79,5 @@ def training_shape(recipe: Recipe, protocol: Protocol) -> EpisodeShape:
         ways=first(recipe.ways, protocol.ways),
         shots=first(recipe.shots, protocol.shots),
         queries=first(recipe.queries, protocol.queries),
-        rotation=protocol.rotation,
+        rotation=Rotation.CLASSES if turned else protocol.rotation,
     )

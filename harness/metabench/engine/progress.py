@@ -14,7 +14,7 @@ class Progress:
         phase: the phase of training, or "test".
         step, total: steps of the phase, or episodes.
         loss: of the last logged step, None where there is none.
-        validation: the last validation score, None before the first.
+        validation: the best validation score so far, None before the first.
     """
 
     phase: str

@@ -100,6 +100,8 @@ class _Running:
         note: the file in which the worker says how far it is.
         seen: its content when it was looked at last.
         pid: the worker's process; None before it has begun.
+        ready: when its plugins and data were loaded; from then on the time limit counts.
+        late: whether it was ended because of that.
         gone: how many looks in a row found no such process.
     """
 
@@ -108,6 +110,8 @@ class _Running:
     begun: float = field(default_factory=time.perf_counter)
     seen: bytes = b""
     pid: int | None = None
+    ready: float | None = None
+    late: bool = False
     gone: int = 0
     future: Future[JobResult] | None = None
 
@@ -149,25 +153,26 @@ class Workers:
         number, self._count = self._count, self._count + 1
         running = self._running[number] = _Running(job, self._notes / f"{number}.json")
         args = [pickle.dumps(job), self._place, running.note]
-        running.future = self._pool.schedule(work, args=args, timeout=self._timeout)
+        running.future = self._pool.schedule(work, args=args)
         running.future.add_done_callback(lambda future: self._note_end(number, future))
 
     def _note_end(self, number: int, future: Future[JobResult]) -> None:
         # Called by a thread of the pool.
         running = self._running.pop(number)
-        result = self._result(future, time.perf_counter() - running.begun)
+        result = self._result(future, running)
         self._any_began = self._any_began or not isinstance(result.stop, _NoWorkerError)
         self._ended.put((running.job, result))
 
-    def _result(self, future: Future[JobResult], seconds: float) -> JobResult:
+    def _result(self, future: Future[JobResult], running: _Running) -> JobResult:
+        seconds = time.perf_counter() - running.begun
         try:
             return future.result()
-        except TimeoutError:
-            text = f"it took longer than {self._timeout:g} s"
-            return JobResult(seconds, Failure(status="timeout", message=text))
         except ProcessExpired as error:
             return JobResult(seconds, Failure(status="killed", message=_death(error.exitcode)))
-        except CancelledError:  # by `_look`: the pool takes exit code 0 for no failure
+        except CancelledError:  # by `_look`
+            if running.late:
+                text = f"it took longer than {self._timeout:g} s"
+                return JobResult(seconds, Failure(status="timeout", message=text))
             return JobResult(seconds, Failure(status="killed", message=_death(0)))
         except BrokenProcessPool:
             failure = Failure(status="killed", message="its process died before it began")
@@ -184,17 +189,22 @@ class Workers:
                     self._look(running)
 
     def _look(self, running: _Running) -> None:
-        """Pass on how far a job is; notice that its process is gone."""
+        """Pass on how far a job is; end it when its time is over, or its process gone."""
         with contextlib.suppress(OSError, ValueError):
             data = running.note.read_bytes()
             if data != running.seen:
                 running.seen = data
                 note = json.loads(data)
                 running.pid = note["pid"]
+                if note["ready"] and running.ready is None:
+                    running.ready = time.perf_counter()
                 if note["progress"] is not None:
                     self._watch(running.job, Progress(**note["progress"]))
+        if self._timeout is not None and running.ready is not None:
+            running.late = time.perf_counter() - running.ready > self._timeout
+        # The pool takes exit code 0 for no failure, and would wait for ever.
         running.gone = running.gone + 1 if running.pid and not _is_alive(running.pid) else 0
-        if running.gone > 3 and running.future is not None:
+        if running.future is not None and (running.late or running.gone > 3):
             running.future.cancel()
 
     def close(self) -> None:

@@ -80,7 +80,7 @@ class RunOptions:
         data_folder: where data sets are.
         device: such as cpu or cuda:0, resolved.
         jobs: workers; None: everything in this process.
-        timeout: seconds a job may take; with workers only.
+        timeout: seconds a job may take, once its worker is up; with workers only.
         fresh: run finished cells again.
         failed_only: run only cells that failed.
         fail_fast: stop at the first failure.

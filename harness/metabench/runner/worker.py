@@ -79,13 +79,15 @@ def work(job: bytes, place: Place, note: Path) -> JobResult:
         place: where.
         note: the file that tells the parent which process this is and how far it got.
     """
-    write_note(note, {"pid": os.getpid(), "progress": None})
+    facts = {"pid": os.getpid(), "ready": False, "progress": None}
+    write_note(note, facts)
     from metabench.runner.jobs import JobResult, failure_of, run_job
 
     try:
         bench, store = _bench_of(place)
     except MetabenchError as error:  # no job can do without
         return JobResult(0.0, failure_of(error, "start"), stop=error)
+    write_note(note, {**facts, "ready": True})
     last = 0.0
 
     def monitor(progress: Progress) -> None:
@@ -93,7 +95,7 @@ def work(job: bytes, place: Place, note: Path) -> JobResult:
         now = time.monotonic()
         if now - last >= PROGRESS_EVERY_S:
             last = now
-            write_note(note, {"pid": os.getpid(), "progress": vars(progress)})
+            write_note(note, {**facts, "ready": True, "progress": vars(progress)})
 
     return run_job(pickle.loads(job), bench, store, monitor, capture=True)
 

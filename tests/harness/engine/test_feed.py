@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from metabench.api.recipe import Recipe
-from metabench.engine.feed import EPISODES_AHEAD, BatchFeed, EpisodeFeed
-from metabench.engine.gather import training_batch
+from metabench.engine.build import training_bank, training_shape
+from metabench.engine.feed import EPISODES_AHEAD, BatchFeed, EpisodeFeed, TrainingData
+from metabench.engine.gather import ItemStore, training_batch
+from metabench.episodes.protocol import Rotation
 
 EPISODES = Recipe(meta_batch=3, shots=1, queries=2)
 
@@ -122,3 +124,15 @@ def test_everything_is_the_split_in_its_order(world) -> None:
     turned = Recipe(augmentation="rotation-classes")
     _, classes = BatchFeed(world.data(turned), turned, 0, "fit").everything()
     assert classes.tolist() == np.repeat(range(0, 36, 4), 12).tolist()
+
+
+def test_where_rotations_are_classes_they_are_not_random_as_well(world) -> None:
+    """Or "a" and "a rotated 90" could be the same pictures under two labels of one episode."""
+    protocol = world.protocol.model_copy(update={"rotation": Rotation.EPISODE})
+    recipe = Recipe(ways=8, queries=1, augmentation="rotation-classes")
+    bank = training_bank(world.banks["train"], recipe, protocol)
+    data = TrainingData(ItemStore(bank, world.image, torch.device("cpu")), protocol)
+    feed = EpisodeFeed(data, recipe, 0, "episodic")
+    drawn = feed._source.draw(range(50))
+    assert (drawn.support_turns == np.repeat(drawn.classes % 4, world.protocol.shots, 1)).all()
+    assert training_shape(Recipe(), protocol).rotation is Rotation.EPISODE
