@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,7 @@ from metabench.plugins import registry
 from metabench.registry import Registry
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
-from metabench.runner.environment import default_jobs
+from metabench.runner.environment import default_jobs, torch_settings_kept
 from metabench.runner.matrix import Filters, build_matrix
 from metabench.runner.run import RunOptions, Watch, run_cells
 from metabench.runner.suite import Suite, open_suite
@@ -58,7 +58,8 @@ class Prepared:
         )
         return Experiment(self.suite.name, self.options.results, result)
 
-    def states(self) -> Iterator[tuple[Cell, CellState]]:
+    @torch_settings_kept()
+    def states(self) -> list[tuple[Cell, CellState]]:
         """Which cells are finished, and how the others failed, without running any.
 
         Raises:
@@ -68,15 +69,16 @@ class Prepared:
         bench = Workbench(self.registry, options.data_folder, options.device)
         there = (options.results / MARK).exists()
         store = Store.open(options.results, create=False) if there else None
-        for cell in self.cells:
-            if bench.dataset(cell).availability() != "ready":  # nor can anything be said of it
-                yield cell, "to run"
-                continue
-            bench.check(cell)
-            yield cell, "to run" if store is None else _state(store, bench.identity(cell).key)
+        return [(cell, _state(cell, bench, store)) for cell in self.cells]
 
 
-def _state(store: Store, key: str) -> CellState:
+def _state(cell: Cell, bench: Workbench, store: Store | None) -> CellState:
+    if bench.dataset(cell).availability() != "ready":  # nor can its key be told
+        return "to run"
+    bench.check(cell)
+    if store is None:
+        return "to run"
+    key = bench.identity(cell).key
     if store.find(key) is not None:
         return "finished"
     failed = store.failure(key)
@@ -114,7 +116,7 @@ def prepare(
         raise UsageError("a timeout needs workers", "say how many: jobs=1")
     wanted = [algorithms] if isinstance(algorithms, str | type) else list(algorithms or [])
     classes = tuple(a for a in wanted if isinstance(a, type))
-    known = registry(strict=strict_plugins)
+    known = registry(strict=True) if strict_plugins else registry()
     opened = open_suite(str(suite), known)
     if classes:
         known = known.with_classes(classes)

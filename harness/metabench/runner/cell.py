@@ -92,7 +92,7 @@ class CellRun:
             phases=trained.phases,
         )
 
-    def run_shared_phase(self, partial: Partial) -> None:
+    def run_shared_phase(self, partial: Partial, log_file: Path) -> None:
         """Train the cell's shared phase, for all cells that ask for the same."""
         bank = self._training_bank()
         train_shared_phase(
@@ -100,7 +100,7 @@ class CellRun:
             self.cell.recipe,
             TrainingData(self.bench.store_of(bank, self.cell), self.cell.protocol),
             self.cell.seed,
-            self._shared(bank),
+            self._shared(bank, log_file),
             checkpoints=partial,
             monitor=self._beating(partial),
         )
@@ -149,8 +149,8 @@ class CellRun:
         bank = self.bench.banks(self.cell)["train"]
         return training_bank(bank, self.cell.recipe, self.cell.protocol)
 
-    def _shared(self, bank: ClassBank) -> StoredPhases:
-        return StoredPhases(self.store, self.bench, self.cell, bank, self.command)
+    def _shared(self, bank: ClassBank, log_file: Path | None = None) -> StoredPhases:
+        return StoredPhases(self.store, self.bench, self.cell, bank, self.command, log_file)
 
     def _validate(self, algorithm: Algorithm) -> Validate | None:
         bank = self.bench.banks(self.cell).get("validation")

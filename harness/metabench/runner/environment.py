@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -67,3 +69,20 @@ def default_jobs(device: torch.device, cells: int) -> int:
         return 1
     by_memory = int(psutil.virtual_memory().total // MEMORY_A_WORKER)
     return max(1, min(usable_cores(), by_memory, cells))
+
+
+@contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Put PyTorch's settings and random numbers back at the end: they are the notebook's."""
+    threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    flags = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = flags

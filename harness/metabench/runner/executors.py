@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
-import torch
 from pebble import ProcessExpired, ProcessPool
 
 from metabench.engine.progress import Progress
@@ -52,18 +51,13 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """One job at a time in this process: for notebooks, and for classes defined there.
-
-    PyTorch's settings and random numbers are put back at the end: they are the notebook's.
-    """
+    """One job at a time in this process: for notebooks, and for classes defined there."""
 
     slots = 1
 
     def __init__(self, bench: Workbench, store: Store, watch: ProgressWatch) -> None:
         self._bench, self._store, self._watch = bench, store, watch
         self._begun: list[Job] = []
-        self._settings = contextlib.ExitStack()
-        self._settings.enter_context(_torch_settings_kept())
 
     def start(self, job: Job) -> None:
         self._begun.append(job)
@@ -73,23 +67,7 @@ class InProcess:
         return job, run_job(job, self._bench, self._store, functools.partial(self._watch, job))
 
     def close(self) -> None:
-        self._settings.close()
-
-
-@contextlib.contextmanager
-def _torch_settings_kept() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    strict = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    flags = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = flags
+        pass
 
 
 @dataclass

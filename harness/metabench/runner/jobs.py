@@ -71,6 +71,10 @@ class JobResult:
     stop: MetabenchError | None = None
 
 
+class CodeChangedError(PluginError):
+    """A worker that started later read other code than the process that planned the run."""
+
+
 def run_job(
     job: Job, bench: Workbench, store: Store, monitor: Monitor, *, capture: bool = False
 ) -> JobResult:
@@ -112,9 +116,9 @@ def _run(
 ) -> CellRecord | None:
     record: CellRecord | None = None
     if job.kind == "cell" and bench.identity(job.cell).key != job.key:
-        raise PluginError(
-            f"{job.cell.id} is another cell here than in the process that planned it",
-            "the code was edited meanwhile: run the same again",
+        raise CodeChangedError(
+            f"the code behind {job.cell.id} was edited while the run was going on",
+            "run the same again: what is finished is kept where it is still the same",
         )
     with store.claim(job.key) as partial:
         log_file = partial.folder / LOG
@@ -123,7 +127,7 @@ def _run(
             log.info("%s %s", job.kind, job.cell.id)
             try:
                 if job.kind == "phase":
-                    run.run_shared_phase(partial)
+                    run.run_shared_phase(partial, log_file)
                 else:
                     record = run.run(partial, log_file)
             except (Exception, SystemExit):
@@ -171,8 +175,8 @@ def _text(error: BaseException) -> str:
 
 
 def stopping(error: BaseException) -> MetabenchError | None:
-    """What ends the whole run: an error of the result folder, which every cell would meet."""
-    if isinstance(error, StoreError):
+    """What ends the whole run: something that every cell would meet."""
+    if isinstance(error, StoreError | CodeChangedError):
         return error
     if isinstance(error, OSError) and error.errno in FULL:
         where = f": {error.filename}" if error.filename else ""

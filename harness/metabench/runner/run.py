@@ -15,7 +15,7 @@ from metabench.engine.progress import Progress
 from metabench.registry import Registry
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
-from metabench.runner.environment import run_info, this_machine
+from metabench.runner.environment import run_info, this_machine, torch_settings_kept
 from metabench.runner.executors import Executor, InProcess, Workers
 from metabench.runner.jobs import Job, JobResult
 from metabench.runner.plan import Plan, make_plan, timing_jobs
@@ -117,6 +117,7 @@ class RunResult:
     stopped: bool = False
 
 
+@torch_settings_kept()
 def run_cells(
     cells: Sequence[Cell],
     registry: Registry,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -15,13 +16,19 @@ from metabench.runner.cells import Cell
 from metabench.runner.curve import curve_csv
 from metabench.runner.environment import run_info
 from metabench.store.files import write_bytes, write_json
-from metabench.store.record import CHECKPOINT, CURVE, RUN, PhaseResult
+from metabench.store.record import CHECKPOINT, CURVE, LOG, RUN, PhaseResult
 from metabench.store.store import Store
 from metabench.store.tensors import read_tensors, write_tensors
 
 
 class StoredPhases:
     """Finds and publishes the shared phases of one cell.
+
+    Args:
+        store, bench, cell: where, with what and for which cell.
+        bank: what they are trained on.
+        command: the line that runs the cell again.
+        log_file: the log of a job that trains one, kept beside it.
 
     Attributes:
         used: keys of the phases that were asked for, in order.
@@ -34,9 +41,10 @@ class StoredPhases:
         cell: Cell,
         bank: ClassBank,
         command: str,
+        log_file: Path | None = None,
     ) -> None:
         self._store, self._bench, self._cell, self._bank = store, bench, cell, bank
-        self._command = command
+        self._command, self._log_file = command, log_file
         self._started = time.perf_counter()
         self.used: list[str] = []
 
@@ -61,6 +69,8 @@ class StoredPhases:
             write_tensors(folder / CHECKPOINT, tensors)
             write_bytes(folder / CURVE, curve_csv(curve))
             write_json(folder / RUN, info.model_dump(mode="json"))
+            if self._log_file is not None:
+                shutil.copyfile(self._log_file, folder / LOG)
 
         result = PhaseResult(train_items=steps * items, budget=steps)
         self._store.publish_phase(identity, build, result=result)

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import Field
 
 from metabench.api.recipe import Hyperparameters, Recipe
@@ -14,8 +12,6 @@ from metabench.errors import UnknownNameError, UsageError
 from metabench.registry import Entry, Registry
 from metabench.runner.cells import Cell
 from metabench.runner.matrix import Filters, build_matrix
-from metabench.runner.overrides import parse_override, parse_value
-from metabench.runner.patterns import protocol_matches
 from metabench.runner.resolve import load_choice
 from metabench.runner.suite import load_suite
 
@@ -429,47 +425,6 @@ def test_the_arguments_of_a_cell_choose_that_cell_alone(matrix):
         )
         assert again == [cell]
         assert cell.command("a b.toml").startswith("metabench run --suite 'a b.toml' --dataset ")
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1", 1),
-        ("1e-3", 1e-3),
-        ("true", True),
-        ('"1"', "1"),
-        ("batch", "batch"),
-        ("support+1", "support+1"),
-        ("[1, 2]", [1, 2]),
-        ("", ""),
-        ("1\nother = 2", "1\nother = 2"),
-    ],
-)
-def test_a_value_is_toml_or_else_text(text, value):
-    parsed = parse_value(text)
-    assert parsed == value
-    assert type(parsed) is type(value)
-
-
-@given(st.text(max_size=30))
-def test_any_text_is_parsed_or_refused(text):
-    try:
-        override = parse_override(text)
-    except UsageError:
-        return
-    assert override.text == text
-    assert override.key
-    assert override.pattern
-
-
-@given(st.integers(2, 99), st.integers(1, 99), st.integers(1, 99), st.integers(1, 99))
-def test_a_protocol_pattern_takes_numbers_whole(ways, shots, queries, other):
-    name = f"{ways}w{shots}s{queries}q"
-    assert protocol_matches(name, name)
-    assert protocol_matches(f"{ways}w{shots}s", name)
-    assert protocol_matches(f"{ways}w*", name)
-    assert protocol_matches(f"{ways}w{other}s", name) == (other == shots)
-    assert not protocol_matches(f"{ways}", name)
 
 
 def test_the_same_cells_whatever_the_folder(tmp_path):
