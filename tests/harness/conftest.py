@@ -70,7 +70,9 @@ class Results:
         identity = CellIdentity(
             protocol=protocol.identity,
             recipe=(recipe or Recipe(steps=800)).identity,
-            dataset=DatasetIdentity(name="quickdraw", digest=content, classes="c" * 32),
+            dataset=DatasetIdentity(
+                name="quickdraw", digest=content, classes="c" * 32, item={}, code="f" * 32
+            ),
             algorithm=PluginIdentity(
                 name=algorithm, hp={"variant": variant, **(hp or {})}, code=code
             ),
@@ -113,10 +115,13 @@ class Results:
     def phase(self, seed: int = 0, train_s: float = 10.0) -> str:
         """Put a shared phase in; returns its key."""
         identity = PhaseIdentity(
-            dataset=DatasetIdentity(name="quickdraw", digest="d" * 32, classes="c" * 32),
+            dataset=DatasetIdentity(
+                name="quickdraw", digest="d" * 32, classes="c" * 32, item={}, code="f" * 32
+            ),
             classes={},
             backbone=PluginIdentity(name="conv4", code="b" * 32),
             recipe={},
+            name="pretrain",
             module="m" * 32,
             code="e" * 32,
             seed=seed,

@@ -46,6 +46,9 @@ class Algorithm(nn.Module, ABC):
     Everything works on a batch of B episodes. Override `build` to add layers (not `__init__`),
     `adapt` and `predict` always, `training_loss` or `training_step` where the default does not fit,
     `phases` where training is more than one episodic phase.
+
+    What training changes has to be in parameters or (persistent) buffers: nothing else is in a
+    checkpoint. `adapt` and `predict` change nothing: the model is locked, and compared, at test.
     """
 
     name: ClassVar[str]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metabench.episodes.random import Stream, normal, uniform
+from metabench.episodes.random import Stream, normal, stream_key, uniform
 
 Stage = Literal["train", "validation", "test"]
-
-LANE_ALGORITHM = 1
-"""The lane of an episode's random stream that belongs to the algorithm."""
 
 
 class EpisodeRandom:
@@ -30,9 +27,11 @@ class EpisodeRandom:
     """
 
     def __init__(self, key: bytes, index: list[int], device: torch.device | str = "cpu") -> None:
-        self._stream = Stream(key)
+        # A stream of its own: that of the source decides classes and the order of queries, from
+        # which an algorithm could tell the answers.
+        self._stream = Stream(stream_key("algorithm", key.hex()))
         self._index = index
-        self._lane = LANE_ALGORITHM
+        self._lane = 0
         self._device = torch.device(device)
 
     def __len__(self) -> int:
@@ -73,7 +72,6 @@ class Context:
         step: steps of the phase done so far; 0 outside training.
         total: steps of the phase; 0 outside training.
         phase: the phase's name; empty outside training.
-        log: what a training step wants in the training curve, name to number.
     """
 
     stage: Stage
@@ -81,7 +79,6 @@ class Context:
     step: int = 0
     total: int = 0
     phase: str = ""
-    log: dict[str, float] = field(default_factory=dict)
 
     @property
     def training(self) -> bool:

@@ -71,11 +71,11 @@ class ItemBatch(NamedTuple):
 
     Attributes:
         data: a pytree of tensors (n, ...).
-        classes: (n,) int64 ids of the training classes.
+        classes: (n,) int64 ids of the training classes; None where labels are withheld.
     """
 
     data: PyTree
-    classes: Tensor
+    classes: Tensor | None
 
 
 def tree_map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +53,12 @@ class Fit:
     """One call on the whole training split (PCA, statistics of features).
 
     Attributes:
-        fn: `fn(data, classes, ctx)` with a pytree (n, ...) and (n,) ids, or None without labels.
-            It stores what it finds in parameters or buffers of the algorithm.
-        labels: whether `fn` is given the class ids.
+        fn: `fn(batches, ctx)` with an iterator over the whole split, each item once, with its
+            rotations where these are classes. It stores what it finds in parameters or buffers.
+        labels: whether the batches have class ids; without, `classes` is None.
     """
 
-    fn: Callable[[Any, Tensor | None, Context], None]
+    fn: Callable[[Iterator[ItemBatch], Context], None]
     labels: bool = False
     name: str = "fit"
 

@@ -73,6 +73,8 @@ class Recipe(Hyperparameters):
             raise ValueError("nesterov needs a momentum over 0")
         if self.refit and (self.select != "best" or not self.validate_every):
             raise ValueError("refit needs select = 'best' and validate_every over 0")
+        if self.refit and self.schedule not in {"constant", "step"}:
+            raise ValueError("refit ends at another step: it needs schedule constant or step")
         return self
 
     @property
@@ -82,5 +84,17 @@ class Recipe(Hyperparameters):
         return {k: v for k, v in fields.items() if k not in self.NEUTRAL or self.NEUTRAL[k] != v}
 
     @property
+    def batch_identity(self) -> dict[str, object]:
+        """What training on batches depends on: nothing of episodes, validation or selection."""
+        return {k: v for k, v in self.identity.items() if k not in _OF_EPISODES}
+
+    @property
     def short_digest(self) -> str:
         return short("r", digest(self.identity))
+
+
+_OF_EPISODES = {
+    *("ways", "shots", "queries", "meta_batch", "augmentation"),
+    *("validate_every", "validation_episodes", "select", "refit"),
+}
+"""Of a recipe; the augmentation shows in the classes that are trained on."""

@@ -10,7 +10,7 @@ from metabench.api.algorithm import Algorithm, Problem
 from metabench.api.backbone import Backbone, ItemSpec
 from metabench.api.recipe import Hyperparameters, Recipe
 from metabench.engine.norm import convert
-from metabench.engine.numerics import seed_torch
+from metabench.engine.numerics import seed_all
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.protocol import EpisodeShape, Protocol, Rotation
 from metabench.errors import UsageError
@@ -47,14 +47,15 @@ class Blueprint:
             train_classes=bank.n_classes,
         )
         with torch.device("meta" if torch.device(device).type == "meta" else "cpu"):
-            seed_torch("backbone", self.seed)
+            seed_all("backbone", self.seed)
             try:
                 backbone = self.backbone(item, self.backbone_hp)
             except ValueError as error:
                 raise UsageError(f"backbone {self.backbone.name}: {error}") from error
             convert(backbone)
-            seed_torch("algorithm", self.seed)
+            seed_all("algorithm", self.seed)
             algorithm = self.algorithm(backbone, self.algorithm_hp, problem)
+            convert(algorithm)
         return algorithm if torch.device(device).type == "meta" else algorithm.to(device)
 
 

@@ -17,7 +17,7 @@ from metabench.api.context import Context, EpisodeRandom
 from metabench.api.items import ItemBatch
 from metabench.api.phases import Batches, Episodic
 from metabench.engine.feed import BatchFeed, EpisodeFeed, TrainingData
-from metabench.engine.numerics import seed_torch
+from metabench.engine.numerics import seed_all
 from metabench.engine.optim import (
     load_optimizer_tensors,
     lr_at,
@@ -130,7 +130,7 @@ class Descent:
 
     def _step(self, step: int) -> Tensor:
         self.module.train()
-        seed_torch("step", self.seed, self.phase.name, step)
+        seed_all("step", self.seed, self.phase.name, step)
         if self.optimizer is not None:
             set_lr(self.optimizer, lr_at(self.recipe, step))
             self.optimizer.zero_grad()

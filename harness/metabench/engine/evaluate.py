@@ -15,9 +15,9 @@ from metabench.api.items import Items, Support, Targets
 from metabench.engine.bases import EmbeddingAlgorithm
 from metabench.engine.gather import Ids, ItemStore, labels, queries_of, support_of
 from metabench.engine.gradient import GradientAlgorithm
-from metabench.engine.numerics import EPISODES_A_CHUNK, ITEMS_A_CHUNK
+from metabench.engine.numerics import EPISODES_A_CHUNK, ITEMS_A_CHUNK, seed_all
 from metabench.episodes.source import EpisodeIndices, EpisodeSource
-from metabench.errors import NotANumberError
+from metabench.errors import NotANumberError, PluginError
 
 Tick = Callable[[int, int], None]
 """`tick(done, total)` episodes."""
@@ -53,9 +53,17 @@ def evaluate(
 
     Raises:
         NotANumberError: a prediction is not finite.
+        PluginError: its predictions are of a kind that cannot be scored.
     """
+    if algorithm.output not in {"logits", "scores"}:
+        raise PluginError(
+            f"{algorithm.name} predicts {algorithm.output!r}, which no protocol can score yet",
+            "predict one logit or score a class",
+        )
     was_training = algorithm.training
     algorithm.eval()
+    # Whatever training left in the global generators must not be seen here.
+    seed_all("evaluate", source.key.hex())
     predicted: list[Ids] = []
     drawn = _joined(source.draw(range(i, j)) for i, j in _chunks(episodes, 1000))
     try:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from metabench.api.items import EpisodeBatch, PyTree
+from metabench.api.items import EpisodeBatch, ItemBatch, PyTree
 from metabench.api.recipe import Recipe
 from metabench.engine.build import training_shape
 from metabench.engine.gather import Ids, ItemStore, labels, training_batch
+from metabench.engine.numerics import ITEMS_A_CHUNK
 from metabench.episodes.protocol import Protocol
 from metabench.episodes.random import Stream, stream_key
 from metabench.episodes.source import EpisodeIndices, EpisodeSource, training_key
@@ -93,13 +94,18 @@ class BatchFeed:
             order = np.argsort(self._stream.words(epoch, self.total), kind="stable")
             self._epoch = (epoch, order)
         chosen = order[place * self.items_a_step : (place + 1) * self.items_a_step]
+        return self._gathered(chosen)
+
+    def _gathered(self, chosen: Ids) -> tuple[PyTree, Tensor]:
+        """Items and classes of positions among all items times views."""
         views = self.store.bank.views
         items, turns = np.divmod(chosen, views)
         classes = self._class_of[items] * views + turns
         return self.store.gather(items, turns), labels(classes, self.store.device)
 
-    def everything(self) -> tuple[PyTree, Tensor]:
-        """The whole split in its stored order, each item once."""
-        items = np.arange(self.store.bank.n_items)
-        classes = self._class_of * self.store.bank.views
-        return self.store.gather(items), labels(classes, self.store.device)
+    def everything(self, with_labels: bool) -> Iterator[ItemBatch]:
+        """The whole split in its stored order, each item once a view, a chunk at a time."""
+        for start in range(0, self.total, ITEMS_A_CHUNK):
+            chosen = np.arange(start, min(start + ITEMS_A_CHUNK, self.total))
+            data, classes = self._gathered(chosen)
+            yield ItemBatch(data, classes if with_labels else None)

@@ -75,8 +75,11 @@ class BatchNorm(nn.Module):
         if self.mode == "record":
             self.running_mean, self.running_var = mean, variance
         else:
+            # PyTorch's running variance is the unbiased one.
+            count = x.numel() // x.shape[1]
+            unbiased = variance.detach() * (count / max(1, count - 1))
             self.running_mean = torch.lerp(self.running_mean, mean.detach(), self.momentum)
-            self.running_var = torch.lerp(self.running_var, variance.detach(), self.momentum)
+            self.running_var = torch.lerp(self.running_var, unbiased, self.momentum)
         return self._normalise(x, mean, variance)
 
     def _normalise(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -92,7 +95,10 @@ class BatchNorm(nn.Module):
 
 
 def convert(module: nn.Module) -> None:
-    """Replace PyTorch's batch norms below `module`, in place, weights kept."""
+    """Replace PyTorch's batch norms below `module`, in place, weights kept.
+
+    Ours always keep running averages; a cumulative one (`momentum=None`) becomes one of .1.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             momentum = 0.1 if child.momentum is None else child.momentum

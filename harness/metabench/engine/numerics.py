@@ -6,8 +6,13 @@ load, a worker count or a timed trial, and all of it is part of a cell's identit
 
 from __future__ import annotations
 
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from metabench.episodes.random import stream_key
@@ -64,13 +69,48 @@ def numerics(device_type: str) -> dict[str, Any]:
 def set_up_process(device: torch.device) -> None:
     """Make this process compute the same digits as any other on the same kind of device."""
     torch.set_num_threads(THREADS[device.type])
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
+    torch.set_flush_denormal(False)
+    torch.set_grad_enabled(True)
+    # As `use_deterministic_algorithms(True, warn_only=True)`, which imports the compiler: seconds.
+    torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may vary
         torch.backends.cudnn.allow_tf32 = False
 
 
-def seed_torch(*parts: object) -> None:
-    """Seed PyTorch's global generator from anything that has a canonical form."""
-    torch.manual_seed(int.from_bytes(stream_key(*parts)[:8], "little") >> 1)
+@contextmanager
+def process_kept() -> Iterator[None]:
+    """Put back, at the end, all that `set_up_process` and `seed_all` change."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    precision, grad = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
+    cudnn = torch.backends.cudnn
+    flags = cudnn.benchmark, cudnn.allow_tf32
+    numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_grad_enabled(grad)
+        torch.set_deterministic_debug_mode(deterministic)
+        cudnn.benchmark, cudnn.allow_tf32 = flags
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])
+
+
+def seed_all(*parts: object) -> None:
+    """Seed the global generators from anything that has a canonical form.
+
+    PyTorch's is what networks and dropout use. Python's and NumPy's are for plugins that should
+    draw from `ctx.rng` and do not: they get the same numbers again, at least.
+    """
+    seed = int.from_bytes(stream_key(*parts)[:8], "little")
+    torch.manual_seed(seed >> 1)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)

@@ -29,6 +29,7 @@ class SupervisedClassifier(nn.Module):
 
 def supervised_loss(module: nn.Module, batch: ItemBatch, ctx: Context) -> Tensor:
     """Cross-entropy over the training classes' global ids."""
+    assert batch.classes is not None  # a phase with labels
     return F.cross_entropy(module(batch.data), batch.classes)
 
 

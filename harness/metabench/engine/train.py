@@ -14,13 +14,16 @@ from metabench.api.phases import Batches, Collect, Episodic, Fit, Phase
 from metabench.api.recipe import Recipe
 from metabench.engine.descent import Checkpoints, Descent, Row, Saved, TrainingResult, under
 from metabench.engine.feed import BatchFeed, EpisodeFeed, TrainingData
-from metabench.engine.numerics import seed_torch
+from metabench.engine.numerics import seed_all
 from metabench.engine.progress import Monitor, Progress, silent
 from metabench.errors import PluginError
 
 
 class SharedPhases(Protocol):
     """Where shared phases are found and put, by what decides them."""
+
+    def note(self, phase: Batches) -> None:
+        """The algorithm stands on this phase, whether or not it is asked for again."""
 
     def find(self, phase: Batches) -> dict[str, Tensor] | None:
         """The trained module's tensors, if anybody has trained it."""
@@ -31,6 +34,9 @@ class SharedPhases(Protocol):
 
 class NothingShared:
     """Each algorithm trains for itself."""
+
+    def note(self, phase: Batches) -> None:
+        pass
 
     def find(self, phase: Batches) -> dict[str, Tensor] | None:
         return None
@@ -64,13 +70,17 @@ def train(
         # A shared phase, which is the first, has a training curve of its own.
         result, of_shared = (result, before) if is_shared(phases[first]) else (before, of_shared)
         algorithm.load_state_dict(under("algorithm.", tensors))
+    shared = shared or NothingShared()
+    for phase in phases:
+        if isinstance(phase, Batches) and phase.shared:
+            shared.note(phase)
     for number, phase in enumerate(phases[first:], start=first):
         resumed = saved if number == first else None
         if isinstance(phase, Episodic | Batches):
             own = of_shared if is_shared(phase) else result
             descent = Descent(algorithm, phase, number, data, seed, own, checkpoints, monitor)
             if is_shared(phase):
-                train_shared(descent, shared or NothingShared(), resumed)
+                train_shared(descent, shared, resumed)
                 result.steps += descent.recipe.steps
                 result.items += descent.recipe.steps * descent.feed.items_a_step
                 result.selected_step = descent.recipe.steps or None
@@ -80,6 +90,7 @@ def train(
             algorithm.eval()  # what is fitted stands on features as they are at test
             fit(phase, data, seed)
         else:
+            algorithm.eval()
             collect(phase, data, seed, result, monitor)
     algorithm.eval()
     wanted = recipe.validate_every and recipe.steps
@@ -113,21 +124,58 @@ def planned_phases(algorithm: Algorithm, recipe: Recipe, seed: int) -> list[Phas
     """The algorithm's phases; modules that they build draw from a generator seeded by `seed`.
 
     Raises:
-        PluginError: something is no phase, or a phase that is not the first is shared.
+        PluginError: something is no phase, two have one name, a phase that is not the first is
+            shared, or a shared one could depend on the algorithm's own settings.
     """
-    seed_torch("phases", seed)
+    seed_all("phases", seed)
     phases = list(algorithm.phases(recipe))
-    begun = False
+    names: set[str] = set()
     for phase in phases:
         if not isinstance(phase, Episodic | Batches | Fit | Collect):
             raise PluginError(f"{algorithm.name}.phases() returned {phase!r}, which is no phase")
-        if is_shared(phase) and begun:
+        if phase.name in names:
             raise PluginError(
-                f"{algorithm.name}: a shared phase must be the first",
-                "what it trains may not depend on what this algorithm did before",
+                f"{algorithm.name} has two phases called {phase.name!r}",
+                "give each a name of its own: what a phase draws hangs on it",
             )
-        begun = True
+        if isinstance(phase, Batches) and phase.shared:
+            if names:
+                raise PluginError(
+                    f"{algorithm.name}: a shared phase must be the first",
+                    "what it trains may not depend on what this algorithm did before",
+                )
+            _start_alike(algorithm, phase, seed)
+        names.add(phase.name)
     return phases
+
+
+def _start_alike(algorithm: Algorithm, phase: Batches, seed: int) -> None:
+    """Give a shared phase's own layers weights that depend on nothing but the seed.
+
+    What an algorithm drew before it made them would otherwise reach every other algorithm.
+
+    Raises:
+        PluginError: a layer outside the backbone cannot be drawn anew, or the loss has a state.
+    """
+    if hasattr(phase.loss, "__self__"):
+        raise PluginError(
+            f"{algorithm.name}: the loss of a shared phase must be a plain function",
+            "as a method it could depend on the algorithm's own settings",
+        )
+    seed_all("shared", phase.name, seed)
+    of_backbone = set(algorithm.backbone.modules())
+    for layer in phase.module.modules():
+        if layer in of_backbone:
+            continue
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        elif any(True for _ in layer.parameters(recurse=False)):
+            raise PluginError(
+                f"{algorithm.name}: {type(layer).__name__} in a shared phase has parameters and "
+                "no reset_parameters()",
+                "write one that draws them, so that every algorithm starts from the same",
+            )
 
 
 def is_shared(phase: Phase) -> bool:
@@ -150,12 +198,11 @@ def train_shared(descent: Descent, shared: SharedPhases, resumed: Saved | None) 
 
 def fit(phase: Fit, data: TrainingData, seed: int) -> None:
     """Hand the whole training split to the phase's function."""
-    seed_torch("step", seed, phase.name, 0)
+    seed_all("step", seed, phase.name, 0)
     feed = BatchFeed(data, Recipe(), seed, phase.name)
-    items, classes = feed.everything()
     rng = EpisodeRandom(feed.key, [0], data.store.device)
     with torch.no_grad():
-        phase.fn(items, classes if phase.labels else None, Context("train", rng, phase=phase.name))
+        phase.fn(feed.everything(phase.labels), Context("train", rng, phase=phase.name))
 
 
 def collect(
@@ -166,10 +213,11 @@ def collect(
     total = phase.recipe.steps
     parts = []
     for step in range(total):
-        seed_torch("step", seed, phase.name, step)
+        seed_all("step", seed, phase.name, step)
         numbers, batch = feed.batch(step)
         rng = EpisodeRandom(feed.key, numbers, data.store.device)
-        parts.append(phase.fn(batch, Context("train", rng, step, total, phase.name)))
+        made = phase.fn(batch, Context("train", rng, step, total, phase.name))
+        parts.append(tree_map(lambda x: x.detach(), made))
         monitor(Progress(phase.name, step + 1, total))
     if parts:
         phase.store(tree_map(lambda *tensors: torch.cat(tensors), *parts))

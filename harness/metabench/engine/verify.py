@@ -1,4 +1,4 @@
-"""Verifies the declared inference mode: whether predictions depend on the other queries."""
+"""Verifies the declared inference mode: whether predictions depend on what else is asked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context, EpisodeRandom
-from metabench.api.items import Items, tree_map
+from metabench.api.items import Items, Support, tree_map
 from metabench.engine.bases import EmbeddingAlgorithm
 from metabench.engine.gather import ItemStore, queries_of, support_of
+from metabench.engine.numerics import seed_all
 from metabench.episodes.source import EpisodeSource
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -22,7 +23,7 @@ SINGLE_QUERIES = 8
 def depends_on_other_queries(
     algorithm: Algorithm, source: EpisodeSource, store: ItemStore, episodes: int = 2
 ) -> str:
-    """Ask for the same queries together, some of them one at a time, and all in reverse order.
+    """Ask for the same queries again: some one at a time, all in reverse order, episode by episode.
 
     Returns:
         empty if each query's logits stay within the tolerance, else what differed and by how much:
@@ -33,11 +34,15 @@ def depends_on_other_queries(
     drawn = source.draw(range(episodes))
     support, queries = support_of(drawn, store, source.shape.ways), queries_of(drawn, store)
 
-    def logits(asked: Items) -> Tensor:
-        ctx = Context("test", EpisodeRandom(source.key, list(range(episodes)), store.device))
-        known = support
+    def logits(asked: Items, only: slice = slice(None)) -> Tensor:
+        seed_all("verify", source.key.hex())
+        numbers = list(range(episodes))[only]
+        ctx = Context("test", EpisodeRandom(source.key, numbers, store.device))
+        items, targets = tree_map(lambda x: x[only], (support.items, support.targets))
+        known = Support(items, targets, support.ways)
+        asked = tree_map(lambda x: x[only], asked)
         if isinstance(algorithm, EmbeddingAlgorithm):
-            known = support._replace(items=algorithm.embed_sets(support.items))
+            known = known._replace(items=algorithm.embed_sets(known.items))
             asked = algorithm.embed_sets(asked)
         return algorithm.predict(algorithm.adapt(known, ctx), asked, ctx)
 
@@ -51,12 +56,14 @@ def depends_on_other_queries(
             alone = range(0, count, max(1, count // SINGLE_QUERIES))
             singly = torch.cat([logits(part(slice(q, q + 1))) for q in alone], dim=1)
             turned = logits(part(torch.arange(count - 1, -1, -1, device=store.device))).flip(1)
+            apart = torch.cat([logits(queries, slice(e, e + 1)) for e in range(episodes)])
     finally:
         algorithm.train(was_training)
     scale = float(together.max() - together.min()) or 1.0
     pairs = {
         "one at a time": (together[:, list(alone)], singly),
         "in reverse order": (together, turned),
+        "without the other episodes": (together, apart),
     }
     for how, (expected, other) in pairs.items():
         difference = float((expected - other).abs().max()) / scale

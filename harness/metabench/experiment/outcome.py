@@ -50,7 +50,7 @@ class Experiment:
         plan, store = self.outcome.plan, self.store
         pairs = list(zip(plan.cells, plan.keys, strict=True))
         rows = [self._row(store, cell, key) for cell, key in pairs]
-        frame = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+        frame = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_NUMBERS)
         if not episodes:
             return frame
         return _by_episode(frame, store)
@@ -105,27 +105,14 @@ class Experiment:
         return f"<p>{escape(repr(self))}</p>{table}"
 
 
-_COLUMNS = {
-    "suite": "object",
-    "dataset": "object",
-    "protocol": "object",
-    "algorithm": "object",
-    "variant": "object",
-    "backbone": "object",
-    "seed": "int64",
-    "inference": "object",
-    "metric": "object",
-    "score": "float64",
-    "validation_score": "float64",
-    "episodes": "Int64",
-    "status": "object",
-    "selected_step": "Int64",
-    "budget": "Int64",
-    "train_items": "Int64",
-    "parameters": "Int64",
-    "train_s": "float64",
-    "test_s": "float64",
-    "key": "object",
+_COLUMNS = (
+    *("suite", "dataset", "protocol", "algorithm", "variant", "backbone", "seed", "inference"),
+    *("metric", "score", "validation_score", "episodes", "status", "selected_step", "budget"),
+    *("train_items", "parameters", "train_s", "test_s", "key"),
+)
+_NUMBERS = {
+    **dict.fromkeys(("score", "validation_score", "train_s", "test_s"), "float64"),
+    **dict.fromkeys(("episodes", "selected_step", "budget", "train_items", "parameters"), "Int64"),
 }
 
 

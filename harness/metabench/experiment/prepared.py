@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metabench.data.folder import data_folder
-from metabench.engine.numerics import resolve_device
+from metabench.engine.numerics import process_kept, resolve_device
 from metabench.errors import UsageError
 from metabench.experiment.outcome import Experiment
 from metabench.plugins import registry
 from metabench.registry import Registry
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
-from metabench.runner.environment import default_jobs, torch_settings_kept
+from metabench.runner.environment import default_jobs
 from metabench.runner.matrix import Filters, build_matrix
 from metabench.runner.run import RunOptions, Watch, run_cells
 from metabench.runner.suite import Suite, open_suite
@@ -58,7 +58,7 @@ class Prepared:
         )
         return Experiment(self.suite.name, self.options.results, result)
 
-    @torch_settings_kept()
+    @process_kept()
     def states(self) -> list[tuple[Cell, CellState]]:
         """Which cells are finished, and how the others failed, without running any.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.backbone import ItemSpec
 from metabench.api.dataset import Dataset
-from metabench.api.phases import Batches
+from metabench.api.phases import Batches, Collect, Episodic, Phase
 from metabench.engine.build import Blueprint, training_bank, training_shape
 from metabench.engine.gather import ItemStore
 from metabench.engine.numerics import numerics
@@ -20,7 +22,7 @@ from metabench.engine.train import planned_phases
 from metabench.episodes.bank import ClassBank, assert_disjoint
 from metabench.episodes.digest import digest
 from metabench.episodes.source import EpisodeSource, protocol_key
-from metabench.errors import ProtocolError
+from metabench.errors import MetabenchError, ProtocolError
 from metabench.registry import Registry
 from metabench.runner.cells import Cell, Choice
 from metabench.runner.resolve import load_choice
@@ -33,6 +35,8 @@ from metabench.store.keys import (
     PluginIdentity,
     fresh_code,
 )
+
+log = logging.getLogger("metabench.runner")
 
 
 @dataclass
@@ -99,10 +103,9 @@ class Workbench:
                 f"{cell.protocol.class_split!r} has none",
                 "set refit = false in the recipe, or choose another class split",
             )
-        if cell.recipe.steps:
+        if any(isinstance(p, Episodic | Collect) and p.recipe.steps for p in self.sketch(cell)):
             bank = training_bank(banks["train"], cell.recipe, cell.protocol)
             bank.check_serves(training_shape(cell.recipe, cell.protocol))
-        self.sketch(cell)
 
     # Algorithms.
 
@@ -119,14 +122,36 @@ class Workbench:
         bank = bank or training_bank(self.banks(cell)["train"], cell.recipe, cell.protocol)
         return self.blueprint(cell).build(self.item(cell), bank, self.device)
 
-    def sketch(self, cell: Cell) -> Batches | None:
-        """The cell's shared phase, if it has one, from a build without memory or arithmetic."""
+    def sketch(self, cell: Cell) -> list[Phase]:
+        """The cell's phases, from a build without memory or arithmetic where that works.
+
+        Returns:
+            the phases; none where the plugin raises: then the cell fails when it is run, as a
+            row with a status, and the run goes on.
+
+        Raises:
+            MetabenchError: something that the user can mend before anything is trained.
+        """
         bank = training_bank(self.banks(cell)["train"], cell.recipe, cell.protocol)
-        algorithm = self.blueprint(cell).build(self.item(cell), bank, "meta")
-        with torch.device("meta"):
-            phases = planned_phases(algorithm, cell.recipe, cell.seed)
-        first = phases[0] if phases else None
-        return first if isinstance(first, Batches) and first.shared else None
+        for device in ("meta", "cpu"):  # not everything that may stand in `build` works on meta
+            try:
+                with torch.device(device):
+                    algorithm = self.blueprint(cell).build(self.item(cell), bank, device)
+                    return planned_phases(algorithm, cell.recipe, cell.seed)
+            except MetabenchError:
+                raise
+            except (Exception, SystemExit) as error:
+                log.debug("%s cannot be sketched on %s: %s", cell.id, device, error)
+        return []
+
+    def shared_phase_key(self, cell: Cell) -> str | None:
+        """The key of the cell's shared phase, if another process would know it by the same."""
+        first = next(iter(self.sketch(cell)), None)
+        if not isinstance(first, Batches) or not first.shared:
+            return None
+        bank = training_bank(self.banks(cell)["train"], cell.recipe, cell.protocol)
+        identity = self.phase_identity(cell, first, bank)
+        return identity.key if identity.reusable else None
 
     # Identities.
 
@@ -154,9 +179,10 @@ class Workbench:
                 "views": bank.views,
             },
             backbone=self._backbone_identity(cell),
-            recipe=phase.recipe.identity,
-            module=digest(repr(phase.module)),
-            code=self._code_of(type(phase.module), phase.loss),
+            name=phase.name,
+            recipe=phase.recipe.batch_identity,
+            module=_module_digest(phase.module),
+            code=self._code_of(*_classes(phase.module), phase.loss, unread=f"{self.unread}-phase"),
             seed=cell.seed,
             numerics=self._numerics(),
         )
@@ -169,6 +195,8 @@ class Workbench:
             hp=choice.hyperparameters,
             digest=self.dataset(cell).digest(),
             classes=digest(classes),
+            item=asdict(self.item(cell)),
+            code=self._code_of(type(self.dataset(cell)), unread=f"{self.unread}-{choice.name}"),
         )
 
     def _backbone_identity(self, cell: Cell) -> PluginIdentity:
@@ -186,6 +214,24 @@ class Workbench:
 
     def _numerics(self) -> Numerics:
         return Numerics(**numerics(self.device.type))
+
+
+def _classes(module: nn.Module) -> list[type]:
+    """The classes of a module's layers, each once."""
+    return sorted({type(layer) for layer in module.modules()}, key=lambda cls: cls.__qualname__)
+
+
+def _module_digest(module: nn.Module) -> str:
+    """What a module is made of: its layers, and the plain settings that they hold."""
+    settings = [
+        [name, {k: v for k, v in vars(layer).items() if _is_setting(k, v)}]
+        for name, layer in module.named_modules()
+    ]
+    return digest([repr(module), settings])
+
+
+def _is_setting(name: str, value: object) -> bool:
+    return name != "training" and isinstance(value, bool | int | float | str)
 
 
 def _choice_key(choice: Choice) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.recipe import Recipe
@@ -18,13 +22,14 @@ from metabench.engine.progress import Monitor, Progress
 from metabench.engine.train import train, train_shared_phase
 from metabench.engine.verify import depends_on_other_queries
 from metabench.episodes.bank import ClassBank
-from metabench.episodes.digest import digest
+from metabench.errors import PluginError
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
 from metabench.runner.curve import curve_csv
 from metabench.runner.environment import run_info
 from metabench.runner.shared import StoredPhases
 from metabench.store.files import write_bytes, write_json
+from metabench.store.keys import refit_key
 from metabench.store.partial import Partial
 from metabench.store.record import CHECKPOINT, CURVE, EPISODES, LOG, RUN, CellRecord, Result
 from metabench.store.results import EpisodeResults
@@ -41,6 +46,7 @@ class Trained:
     algorithm: Algorithm
     result: TrainingResult
     phases: list[str]
+    shared_s: float
 
 
 @dataclass
@@ -69,20 +75,24 @@ class CellRun:
         identity = self.bench.identity(self.cell)
         started = time.perf_counter()
         trained = self._train(partial)
-        train_s = time.perf_counter() - started
+        # A shared phase that this cell had to train by itself is accounted for beside it.
+        train_s = time.perf_counter() - started - trained.shared_s
+        locked = {name: value.clone() for name, value in trained.algorithm.state_dict().items()}
         started = time.perf_counter()
         outcome, inference = self._test(trained.algorithm, partial)
         test_s = time.perf_counter() - started
+        _check_unchanged(trained.algorithm, locked)
         log.info("trained in %.1f s, tested in %.1f s", train_s, test_s)
         results = EpisodeResults(outcome.targets, outcome.predicted, outcome.classes)
         info = run_info(self.bench.device, self.command, train_s=train_s, test_s=test_s)
 
         def build(folder: Path) -> None:
             results.to_parquet(folder / EPISODES)
-            write_tensors(folder / CHECKPOINT, trained.algorithm.state_dict())
+            write_tensors(folder / CHECKPOINT, locked)
             write_bytes(folder / CURVE, curve_csv(trained.result.curve))
             write_json(folder / RUN, info.model_dump(mode="json"))
-            shutil.copyfile(log_file, folder / LOG)
+            with suppress(FileNotFoundError):  # taken over by another run: not worth a cell
+                shutil.copyfile(log_file, folder / LOG)
 
         return self.store.publish(
             identity,
@@ -119,10 +129,10 @@ class CellRun:
             self.bench.banks(self.cell)["validation"]
         )
         both = training_bank(both, recipe, self.cell.protocol)
-        key = digest([self.bench.identity(self.cell).key, "refit"])
-        with self.store.claim(key) as place:
+        with self.store.claim(refit_key(self.bench.identity(self.cell).key)) as place:
             again = self._trained_on(both, recipe.model_copy(update=changes), place)
             place.discard()
+        again.shared_s += trained.shared_s
         again.result.items += trained.result.items
         again.result.steps += trained.result.steps
         again.result.validation_score = trained.result.validation_score
@@ -131,7 +141,7 @@ class CellRun:
 
     def _trained_on(self, bank: ClassBank, recipe: Recipe, partial: Partial) -> Trained:
         algorithm = self.bench.build(self.cell, bank)
-        validate = self._validate(algorithm) if recipe.validate_every else None
+        validate = self._validate(algorithm, partial) if recipe.validate_every else None
         data = TrainingData(self.bench.store_of(bank, self.cell), self.cell.protocol, validate)
         shared = self._shared(bank)
         result = train(
@@ -143,7 +153,7 @@ class CellRun:
             checkpoints=partial,
             monitor=self._beating(partial),
         )
-        return Trained(algorithm, result, shared.used)
+        return Trained(algorithm, result, shared.used, shared.seconds)
 
     def _training_bank(self) -> ClassBank:
         bank = self.bench.banks(self.cell)["train"]
@@ -152,7 +162,7 @@ class CellRun:
     def _shared(self, bank: ClassBank, log_file: Path | None = None) -> StoredPhases:
         return StoredPhases(self.store, self.bench, self.cell, bank, self.command, log_file)
 
-    def _validate(self, algorithm: Algorithm) -> Validate | None:
+    def _validate(self, algorithm: Algorithm, partial: Partial) -> Validate | None:
         bank = self.bench.banks(self.cell).get("validation")
         if bank is None:
             return None
@@ -160,7 +170,9 @@ class CellRun:
         items = self.bench.store_of(bank, self.cell)
 
         def validate(episodes: int) -> float:
-            outcome = evaluate(algorithm, source, items, episodes, "validation")
+            outcome = evaluate(
+                algorithm, source, items, episodes, "validation", lambda done, total: partial.beat()
+            )
             return float(outcome.accuracies.mean())
 
         return validate
@@ -190,6 +202,16 @@ class CellRun:
             self.monitor(progress)
 
         return monitor
+
+
+def _check_unchanged(algorithm: Algorithm, locked: dict[str, Tensor]) -> None:
+    """Raise PluginError if the test changed the weights that were locked before it."""
+    for name, value in algorithm.state_dict().items():
+        if not torch.equal(value, locked[name]):
+            raise PluginError(
+                f"{algorithm.name} changed {name} while it was tested",
+                "adapt and predict must leave the model as it is, and return what they learn",
+            )
 
 
 def _result(trained: Trained, results: EpisodeResults) -> Result:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -67,22 +65,13 @@ def default_jobs(device: torch.device, cells: int) -> int:
     """Workers where nobody said how many: one a core, within memory; one a CUDA device."""
     if device.type == "cuda":
         return 1
-    by_memory = int(psutil.virtual_memory().total // MEMORY_A_WORKER)
-    return max(1, min(usable_cores(), by_memory, cells))
+    return max(1, min(usable_cores(), usable_memory() // MEMORY_A_WORKER, cells))
 
 
-@contextmanager
-def torch_settings_kept() -> Iterator[None]:
-    """Put PyTorch's settings and random numbers back at the end: they are the notebook's."""
-    threads = torch.get_num_threads()
-    strict = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    flags = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+def usable_memory() -> int:
+    """Bytes that this process may use: the machine's, or its cgroup's limit."""
+    total = int(psutil.virtual_memory().total)
     try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = flags
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return total  # no cgroup, or none that limits

@@ -219,7 +219,9 @@ class _NoWorkerError(UsageError):
 def _death(code: Any) -> str:
     if isinstance(code, int) and code < 0:
         with contextlib.suppress(ValueError):
-            return f"its process was killed by {signal.Signals(-code).name}"
+            name = signal.Signals(-code).name
+            why = " (by the system, if memory ran out)" if name == "SIGKILL" else ""
+            return f"its process was killed by {name}{why}"
     return f"its process ended with exit code {code}"
 
 

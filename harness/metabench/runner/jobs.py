@@ -120,6 +120,8 @@ def _run(
             f"the code behind {job.cell.id} was edited while the run was going on",
             "run the same again: what is finished is kept where it is still the same",
         )
+    if job.kind == "cell" and (finished := store.find(job.key)) is not None:
+        return finished  # by another run into the same folder, meanwhile
     with store.claim(job.key) as partial:
         log_file = partial.folder / LOG
         run = CellRun(bench, store, job.cell, job.command, monitor)
@@ -159,10 +161,15 @@ def failure_of(error: BaseException, where: str) -> Failure:
     return Failure(
         status=status,
         exception=type(error).__name__,
-        message=text,
-        traceback="".join(traceback.format_exception(error)),
+        message=_printable(text),
+        traceback=_printable("".join(traceback.format_exception(error))),
         where=where,
     )
+
+
+def _printable(text: str) -> str:
+    """Without half characters, which no file can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _text(error: BaseException) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from metabench.engine.build import training_bank
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
 from metabench.runner.jobs import Job
@@ -28,11 +27,6 @@ class Plan:
     finished: list[Cell] = field(default_factory=list)
     left_out: list[Cell] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
-
-    @property
-    def key_of(self) -> dict[str, str]:
-        """Keys by cell id."""
-        return {cell.id: key for cell, key in zip(self.cells, self.keys, strict=True)}
 
 
 def make_plan(
@@ -69,7 +63,7 @@ def make_plan(
             plan.left_out.append(cell)
             continue
         command = _command(bench, cell, suite)
-        needs = _phase_key(bench, cell)
+        needs = bench.shared_phase_key(cell)
         if needs is not None and needs not in phases:
             if fresh:
                 store.phases.remove(needs)
@@ -94,16 +88,6 @@ def _command(bench: Workbench, cell: Cell, suite: str) -> str:
     shown = "".join(f", {name}={values!r}" for name, values in options.items())
     cls = entry.load().__qualname__
     return f"metabench.run({suite!r}, algorithms=[{cls}], seeds=[{cell.seed}]{shown})"
-
-
-def _phase_key(bench: Workbench, cell: Cell) -> str | None:
-    """The key of the cell's shared phase, if another process would know it by the same."""
-    phase = bench.sketch(cell)
-    if phase is None:
-        return None
-    bank = training_bank(bench.banks(cell)["train"], cell.recipe, cell.protocol)
-    identity = bench.phase_identity(cell, phase, bank)
-    return identity.key if identity.reusable else None
 
 
 def timing_jobs(plan: Plan, store: Store, machine: str) -> list[Job]:

@@ -11,11 +11,12 @@ from typing import Protocol
 
 import torch
 
+from metabench.engine.numerics import process_kept
 from metabench.engine.progress import Progress
 from metabench.registry import Registry
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
-from metabench.runner.environment import run_info, this_machine, torch_settings_kept
+from metabench.runner.environment import run_info, this_machine
 from metabench.runner.executors import Executor, InProcess, Workers
 from metabench.runner.jobs import Job, JobResult
 from metabench.runner.plan import Plan, make_plan, timing_jobs
@@ -117,7 +118,7 @@ class RunResult:
     stopped: bool = False
 
 
-@torch_settings_kept()
+@process_kept()
 def run_cells(
     cells: Sequence[Cell],
     registry: Registry,
@@ -252,7 +253,8 @@ def in_order(
             job = waiting.popleft()
             failed = next((broken[key] for key in job.needs if key in broken), None)
             if failed is not None:
-                yield job, JobResult(0.0, failed)
+                where = f"shared training, {failed.where}".removesuffix(", ")
+                yield job, JobResult(0.0, failed.model_copy(update={"where": where}))
             elif running < slots and not unfinished.intersection(job.needs):
                 started(job)
                 executor.start(job)
@@ -307,9 +309,11 @@ class _LazyExecutor:
 
 
 def _note_failure(bench: Workbench, store: Store, job: Job, failure: Failure) -> None:
-    logs = sorted((store.root / "partial" / job.key).glob(f"*/{LOG}"))
+    partial = store.root / "partial"
+    logs = [log for key in (job.key, *job.needs) for log in (partial / key).glob(f"*/{LOG}")]
+    newest = max(logs, key=lambda path: path.stat().st_mtime, default=None)
     info = run_info(bench.device, job.command)
-    store.fail(bench.identity(job.cell), failure, info, logs[-1] if logs else None)
+    store.fail(bench.identity(job.cell), failure, info, newest)
 
 
 def _time_rows(

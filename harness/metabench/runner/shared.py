@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -31,7 +32,8 @@ class StoredPhases:
         log_file: the log of a job that trains one, kept beside it.
 
     Attributes:
-        used: keys of the phases that were asked for, in order.
+        used: keys of the phases that the cell stands on.
+        seconds: what training one here took.
     """
 
     def __init__(
@@ -47,11 +49,16 @@ class StoredPhases:
         self._command, self._log_file = command, log_file
         self._started = time.perf_counter()
         self.used: list[str] = []
+        self.seconds = 0.0
+
+    def note(self, phase: Batches) -> None:
+        """The cell stands on this phase, whether or not it is asked for again."""
+        self.used.append(self._key(phase))
 
     def find(self, phase: Batches) -> dict[str, Tensor] | None:
         """The trained module's tensors, if they are in the result folder."""
-        key = self._bench.phase_identity(self._cell, phase, self._bank).key
-        self.used.append(key)
+        key = self._key(phase)
+        self._started = time.perf_counter()
         if self._store.find_phase(key) is None:
             return None
         tensors, _ = read_tensors(self._store.phases.folder(key) / CHECKPOINT)
@@ -62,15 +69,19 @@ class StoredPhases:
         identity = self._bench.phase_identity(self._cell, phase, self._bank)
         steps = phase.recipe.steps
         items = min(phase.recipe.batch_size, self._bank.n_items * self._bank.views)
-        seconds = time.perf_counter() - self._started
-        info = run_info(self._bench.device, self._command, train_s=seconds)
+        self.seconds = time.perf_counter() - self._started
+        info = run_info(self._bench.device, self._command, train_s=self.seconds)
 
         def build(folder: Path) -> None:
             write_tensors(folder / CHECKPOINT, tensors)
             write_bytes(folder / CURVE, curve_csv(curve))
             write_json(folder / RUN, info.model_dump(mode="json"))
             if self._log_file is not None:
-                shutil.copyfile(self._log_file, folder / LOG)
+                with suppress(FileNotFoundError):  # taken over by another run
+                    shutil.copyfile(self._log_file, folder / LOG)
 
         result = PhaseResult(train_items=steps * items, budget=steps)
         self._store.publish_phase(identity, build, result=result)
+
+    def _key(self, phase: Batches) -> str:
+        return self._bench.phase_identity(self._cell, phase, self._bank).key

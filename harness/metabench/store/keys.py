@@ -38,6 +38,11 @@ def cell_key(parts: Mapping[str, Any]) -> str:
         ) from error
 
 
+def refit_key(key: str) -> str:
+    """Under which the training state of a cell's second training, on train + validation, is."""
+    return digest([key, "refit"])
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,12 +69,16 @@ class DatasetIdentity(_Part):
         hp: the resolved hyper-parameters.
         digest: of its decoded content and class names.
         classes: digest of which classes stand in which split, in their order.
+        item: what one item is after decoding: shape, mean, standard deviation.
+        code: as of a plugin; it resizes and splits.
     """
 
     name: str
     hp: dict[str, Any] = {}
     digest: str
     classes: str
+    item: dict[str, Any]
+    code: str
 
 
 class Numerics(_Part):
@@ -152,15 +161,17 @@ class PhaseIdentity(Identity):
 
     Attributes:
         classes: what the training classes are: class split, image size, rotation, augmentation.
-        recipe: the phase's own.
-        module: what is trained, such as a digest of `repr(module)`: layers and their sizes, which
-            the code of a module's class doesn't tell.
+        name: the phase's; what it draws hangs on it.
+        recipe: what of the phase's own matters to it.
+        module: digest of what is trained: layers, their sizes and settings, which the code of a
+            module's class doesn't tell.
         code: `code_digest` of the module's classes and the loss, or `fresh_code()`.
     """
 
     dataset: DatasetIdentity
     classes: dict[str, Any]
     backbone: PluginIdentity
+    name: str
     recipe: dict[str, Any]
     module: str
     code: str

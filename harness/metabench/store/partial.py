@@ -30,6 +30,9 @@ log = logging.getLogger("metabench.store")
 STALE_AFTER_S = 120.0
 """A heartbeat older than this, in seconds, is taken for that of a process that was lost."""
 
+LIVING_FACTOR = 30
+"""How much longer a process of this host that still runs may be quiet."""
+
 BEAT_EVERY_S = 5.0
 HEARTBEAT = "heartbeat"
 RELEASED = "released"
@@ -86,7 +89,7 @@ class Partial:
                 if files.bytes_digest(data) == path.stem.partition("-")[2]:
                     tensors, meta = parse_tensors(data)
                     return meta, tensors
-                log.warning("checkpoint %s is corrupted; training goes on from before it", path)
+                log.warning("checkpoint %s is corrupted; it is left out", path)
         return None
 
     def beat(self, force: bool = False) -> None:
@@ -128,7 +131,7 @@ class Partial:
 
 
 def claim(root: Path, key: str, stale_after: float = STALE_AFTER_S) -> Partial:
-    """Take over the furthest stale training of a key in a result folder, else start anew.
+    """Take over the stale training of a key that was saved most often, else start anew.
 
     Raises:
         StoreError: the folder can't be written.
@@ -149,6 +152,11 @@ def claim(root: Path, key: str, stale_after: float = STALE_AFTER_S) -> Partial:
         return Partial(taken or _new_folder(place))
 
 
+def abandoned(root: Path, key: str) -> list[Path]:
+    """The training states of a key in which nobody works any more."""
+    return [path for path in files.entries(root / "partial" / check_key(key)) if is_stale(path)]
+
+
 def is_stale(folder: Path, stale_after: float = STALE_AFTER_S) -> bool:
     """Whether nobody works in it any more: released, its process gone, or no sign of life.
 
@@ -159,6 +167,8 @@ def is_stale(folder: Path, stale_after: float = STALE_AFTER_S) -> bool:
     alive = owner_alive(folder.name)
     if alive is False or (folder / RELEASED).exists():
         return True
+    if alive:  # quiet, perhaps; or another process has its number by now
+        stale_after *= LIVING_FACTOR
     heartbeat = folder / HEARTBEAT
     try:
         # Without a heartbeat it has not begun yet, or never will.

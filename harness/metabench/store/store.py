@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 from metabench.errors import StoreError
 from metabench.store import files, leftovers, partial, suites
-from metabench.store.keys import SCHEMA, CellIdentity, PhaseIdentity
+from metabench.store.keys import SCHEMA, CellIdentity, PhaseIdentity, refit_key
 from metabench.store.machine import unique_name
 from metabench.store.record import (
     EPISODES,
@@ -162,7 +163,11 @@ class Store:
         self.cells.remove(key)
         self._forget_failure(key)
         with files.storing(self.root):
-            self._delete(self.root / "partial" / key)
+            for name in (key, refit_key(key)):
+                for folder in partial.abandoned(self.root, name):
+                    self._delete(folder)
+                with contextlib.suppress(OSError):  # somebody is at work in it, or never was
+                    (self.root / "partial" / name).rmdir()
 
     # --- shared phases
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -15,19 +15,15 @@ from metabench import (
     Field,
     Fit,
     Hyperparameters,
+    ItemBatch,
     Items,
     Phase,
     PyTree,
     Recipe,
     Support,
-    leading_size,
-    tree_map,
 )
 from metabench_plugins.algorithms.metric import class_means, class_membership, squared_distances
 from metabench_plugins.algorithms.pretrained import pretrained
-
-ITEMS_AT_ONCE = 256
-"""Items of the training split that are embedded at once."""
 
 
 class NearestCentroidHyperparameters(Hyperparameters):
@@ -78,13 +74,13 @@ class NearestCentroid(EmbeddingAlgorithm):
             phases.append(Fit(self.find_centre, name="centre"))
         return phases
 
-    def find_centre(self, data: PyTree, classes: Tensor | None, ctx: Context) -> None:
-        """The mean feature of items (n, ...); summed in float64, so that n may be large."""
-        count = leading_size(data)
-        total = torch.zeros_like(self.centre, dtype=torch.float64)
-        for start in range(0, count, ITEMS_AT_ONCE):
-            part = tree_map(lambda x, s=start: x[s : s + ITEMS_AT_ONCE], data)
-            total += self.embed(part).double().sum(0)
+    def find_centre(self, batches: Iterator[ItemBatch], ctx: Context) -> None:
+        """The mean feature of all training items; summed in float64, there may be many."""
+        count, total = 0, torch.zeros_like(self.centre, dtype=torch.float64)
+        for batch in batches:
+            features = self.embed(batch.data)  # (n, D)
+            count += len(features)
+            total += features.double().sum(0)
         self.centre.copy_(total / count)
 
     def adapt(self, support: Support, ctx: Context) -> PyTree:

@@ -101,8 +101,8 @@ def test_no_query_target_reaches_an_algorithm(world) -> None:
     assert [what for what, _, _ in spy.seen] == ["adapt", "predict"] * 2
     for what, handed, ctx in spy.seen:
         assert isinstance(ctx, Context)
-        assert vars(ctx).keys() == {"stage", "rng", "step", "total", "phase", "log"}
-        assert (ctx.stage, ctx.step, ctx.total, ctx.log) == ("test", 0, 0, {})
+        assert vars(ctx).keys() == {"stage", "rng", "step", "total", "phase"}
+        assert (ctx.stage, ctx.step, ctx.total) == ("test", 0, 0)
         rows = slice(start, start + len(ctx.rng))
         if what == "adapt":
             data = store.gather(drawn.support_items[rows])

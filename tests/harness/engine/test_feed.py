@@ -118,12 +118,22 @@ def test_a_batch_is_at_most_everything(world) -> None:
 
 def test_everything_is_the_split_in_its_order(world) -> None:
     recipe = Recipe()
-    data, classes = BatchFeed(world.data(recipe), recipe, 0, "fit").everything()
-    assert codes(data) == [image.tobytes() for image in world.banks["train"].data]
-    assert classes.tolist() == np.repeat(range(9), 12).tolist()
-    turned = Recipe(augmentation="rotation-classes")
-    _, classes = BatchFeed(world.data(turned), turned, 0, "fit").everything()
-    assert classes.tolist() == np.repeat(range(0, 36, 4), 12).tolist()
+    batches = list(BatchFeed(world.data(recipe), recipe, 0, "fit").everything(True))
+    pictures = [code for batch in batches for code in codes(batch.data)]
+    assert pictures == [image.tobytes() for image in world.banks["train"].data]
+    classes = [c for batch in batches for c in batch.classes.tolist()]
+    assert classes == np.repeat(range(9), 12).tolist()
+
+
+def test_everything_holds_each_turn_of_an_item_where_rotations_are_classes(world) -> None:
+    recipe = Recipe(augmentation="rotation-classes")
+    batches = list(BatchFeed(world.data(recipe), recipe, 0, "fit").everything(True))
+    assert len(batches) == 2  # 432 items, 256 at a time
+    classes = [c for batch in batches for c in batch.classes.tolist()]
+    assert sorted(classes) == np.repeat(range(36), 12).tolist()
+    first = world.banks["train"].data[0, 0]
+    pictures = codes(batches[0].data[:4])
+    assert pictures == [np.rot90(first, k).tobytes() for k in range(4)]
 
 
 def test_where_rotations_are_classes_they_are_not_random_as_well(world) -> None:

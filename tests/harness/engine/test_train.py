@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -85,8 +85,8 @@ def plain_batches(self: Any, recipe: Recipe) -> list[Phase]:
 
 
 def find_mean(self: Any) -> Fit:
-    def fn(data: Tensor, classes: Tensor | None, ctx: Context) -> None:
-        self.found.copy_(self.embed(data).mean(0))
+    def fn(batches: Iterator[ItemBatch], ctx: Context) -> None:
+        self.found.copy_(torch.cat([self.embed(batch.data) for batch in batches]).mean(0))
 
     return Fit(fn)
 
@@ -182,6 +182,9 @@ def test_the_curve_of_a_shared_phase_is_published_whole(
         def __init__(self) -> None:
             self.curves: list[list[dict[str, Any]]] = []
 
+        def note(self, phase: Batches) -> None:
+            self.noted = phase.name
+
         def find(self, phase: Batches) -> None:
             return None
 
@@ -212,6 +215,9 @@ def test_a_shared_phase_by_itself_is_what_the_algorithm_then_finds(world) -> Non
     class Shelf:
         tensors: States | None = None
         published = 0
+
+        def note(self, phase: Batches) -> None:
+            self.noted = phase.name
 
         def find(self, phase: Batches) -> States | None:
             return self.tensors
@@ -360,20 +366,20 @@ def test_the_context_says_where_training_stands(world) -> None:
 
 @pytest.mark.parametrize("labels", [False, True])
 def test_fit_is_handed_the_whole_split_in_evaluation_mode(world, labels: bool) -> None:
-    handed: list[tuple[Tensor, Tensor | None]] = []
+    handed: list[ItemBatch] = []
 
     def phases(self: Any, recipe: Recipe) -> list[Phase]:
-        def fn(data: Tensor, classes: Tensor | None, ctx: Context) -> None:
+        def fn(batches: Iterator[ItemBatch], ctx: Context) -> None:
             assert not self.training
             assert not self.backbone.training
             assert not torch.is_grad_enabled()
             assert (ctx.stage, ctx.phase) == ("train", "fit")
-            handed.append((data, classes))
+            handed.extend(batches)
 
         return [Episodic(recipe), Fit(fn, labels=labels)]
 
     run(world, phases, Recipe(steps=2))
-    ((data, classes),) = handed
+    ((data, classes),) = handed  # fewer than a chunk
     assert data.shape == (108, 1, 6, 6)
     assert classes is None if not labels else classes.tolist() == [i // 12 for i in range(108)]
 

@@ -6,7 +6,7 @@ import csv
 
 import torch
 
-from metabench.engine.numerics import seed_torch
+from metabench.engine.numerics import seed_all
 from metabench.runner.bench import Workbench
 from metabench.store.record import CHECKPOINT, CURVE, EPISODES, LOG, RECORD, RUN
 from metabench.store.tensors import read_tensors
@@ -68,9 +68,9 @@ def test_a_refit_trains_anew_on_both_splits_for_the_selected_steps(ask) -> None:
 
 def test_a_run_puts_the_process_back_as_it_was(ask, classes) -> None:
     torch.set_num_threads(2)
-    seed_torch("test")
+    seed_all("test")
     expected = torch.rand(3)
-    seed_torch("test")
+    seed_all("test")
     ask(classes["prototypes"]).run()
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == 2

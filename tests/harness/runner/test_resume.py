@@ -11,8 +11,10 @@ from metabench.store.record import CHECKPOINT, EPISODES, LOG, RECORD
 
 REFIT = 'name = "protonet"\nrecipe = {refit = true}'
 SHARED = 'name = "baseline"\nrecipe = {base = "supervised", steps = 40}'
-MAML = 'name = "maml"\nrecipe = {meta_batch = 2, schedule = "cosine", optimizer = "sgd"}'
-REPTILE = 'name = "reptile"'
+MAML = """name = "maml"
+hyperparameters = {inner_steps = 1}
+recipe = {meta_batch = 2, schedule = "cosine", optimizer = "sgd", momentum = 0.9}"""
+REPTILE = 'name = "reptile"\nhyperparameters = {inner_steps = 2, inner_steps_test = 2}'
 
 
 class StopsAt(Unwatched):
@@ -40,10 +42,11 @@ def contents(experiment) -> dict[str, bytes]:
         ("prototypes", "episodic", 6, 1, "from step 5 of 12"),
         (MAML, "episodic", 9, 1, "from step 8 of 12"),
         (REPTILE, "episodic", 7, 1, "from step 6 of 12"),
-        (SHARED, "pretraining", 30, 1, "from step 29 of 40"),
+        (SHARED, "pretrain", 30, 1, "from step 29 of 40"),
         (REFIT, "episodic", 2, 14, ""),  # in the second training, on both splits
         ("prototypes", "test", 1, 1, "from step 12 of 12"),
     ],
+    ids=["in training", "with momentum", "adam", "shared", "refit", "in the test"],
 )
 def test_going_on_gives_the_same_bytes(
     algorithm: str, phase: str, step: int, time: int, goes_on: str, ask, classes, monkeypatch

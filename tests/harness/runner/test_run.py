@@ -121,6 +121,23 @@ def test_a_failed_cell_is_noted_and_the_others_run(ask, classes) -> None:
     assert noted.run.command.startswith("metabench.run(")
 
 
+def test_a_shared_training_that_fails_fails_its_cells(ask, monkeypatch) -> None:
+    def broken(*args: object, **options: object) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr("metabench.runner.cell.train_shared_phase", broken)
+    tables = [
+        f'name = "{name}"\nrecipe = "supervised"' for name in ("baseline", "nearest-centroid")
+    ]
+    experiment = ask(*tables, 'name = "protonet"').run()
+    assert list(experiment.to_frame()["status"]) == ["out-of-memory", "out-of-memory", "ok"]
+    for key in experiment.outcome.failures:
+        noted = experiment.store.failure(key)
+        assert noted is not None
+        assert noted.failure.where == "shared training, start"
+        assert "too large" in (experiment.store.failure_folder(key) / "log.txt").read_text()
+
+
 def test_fail_fast_leaves_the_rest_undone(ask, classes) -> None:
     watch = Watching()
     stopped = ask(classes["raising"], classes["prototypes"], fail_fast=True).run(watch)

@@ -37,7 +37,9 @@ from metabench.store.store import Store
 NUMERICS = Numerics(
     dtype="float32", device="cpu", threads=1, engine="batched", chunks={"test": 16}, torch="2.14"
 )
-DATASET = DatasetIdentity(name="quickdraw", digest="d" * 32, classes="e" * 32)
+DATASET = DatasetIdentity(
+    name="quickdraw", digest="d" * 32, classes="e" * 32, item={"kind": "image"}, code="f" * 32
+)
 BACKBONE = PluginIdentity(name="conv4", hp={"width": 32, "pool": "stride"}, code="b" * 32)
 
 
@@ -110,6 +112,7 @@ def phase_identity(seed: int = 0, **changes: object) -> PhaseIdentity:
         "classes": {"class_split": "default", "image_size": None, "rotation": "none"},
         "backbone": BACKBONE,
         "recipe": Recipe(steps=10).identity,
+        "name": "pretrain",
         "module": "1" * 32,
         "code": "c" * 32,
         "seed": seed,

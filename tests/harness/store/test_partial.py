@@ -125,9 +125,15 @@ def test_what_was_released_is_taken_over_at_once(tmp_path):
 def test_a_heartbeat_that_stopped_makes_it_stale(tmp_path):
     first = claim(tmp_path, KEY)
     save(first, 3)
-    age(first.folder, 50)
+    age(first.folder, 50 * partial.LIVING_FACTOR)
     assert claim(tmp_path, KEY, stale_after=100).load() is None
     assert_loads(claim(tmp_path, KEY, stale_after=30), 3)
+
+
+def test_who_is_at_work_on_this_host_may_be_quiet_for_long(tmp_path):
+    mine = claim(tmp_path, KEY)
+    age(mine.folder, 500)
+    assert not is_stale(mine.folder, 120)
 
 
 def test_another_machine_is_judged_by_its_heartbeat_alone(tmp_path):
@@ -142,7 +148,7 @@ def test_another_machine_is_judged_by_its_heartbeat_alone(tmp_path):
 
 def test_a_beat_keeps_it_alive(tmp_path, monkeypatch):
     mine = claim(tmp_path, KEY)
-    age(mine.folder, 500)
+    age(mine.folder, 500 * partial.LIVING_FACTOR)
     mine.beat()  # not yet due: costs no system call
     assert is_stale(mine.folder)
     monkeypatch.setattr(partial, "BEAT_EVERY_S", 0.0)

@@ -227,7 +227,7 @@ def test_what_is_no_key_never_becomes_a_path(store, key):
 
 def test_a_removed_cell_runs_afresh(store, publish, make_identity):
     record = publish(store)
-    store.claim(record.key)
+    store.claim(record.key).release()
     store.remove(record.key)
     assert store.find(record.key) is None
     assert not any((store.root / "partial").iterdir())

@@ -109,6 +109,9 @@ class Kept:
         self.tensors: dict[str, Tensor] | None = None
         self.published = 0
 
+    def note(self, phase: Batches) -> None:
+        self.noted = phase.name
+
     def find(self, phase: Batches) -> dict[str, Tensor] | None:
         return self.tensors
 

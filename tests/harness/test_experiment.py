@@ -1,0 +1,229 @@
+"""`metabench.run`, as a notebook uses it."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import metabench
+from metabench.errors import PluginError, UnknownNameError, UsageError
+
+CLASS = """
+import torch
+import torch.nn.functional as F
+from metabench import Algorithm, Field, Hyperparameters, Recipe
+
+
+class Settings(Hyperparameters):
+    power: float = Field(2.0, gt=0, description="exponent of the distance")
+
+
+class MyAlgorithm(Algorithm):
+    name = "mine"
+    family = "metric"
+    reference = "none"
+    summary = "Class means on a learnt scale of each pixel."
+    inference = "inductive"
+    hyperparameters = Settings
+    recipe = Recipe(steps=5)
+
+    def build(self):
+        self.scale = torch.nn.Parameter(torch.ones(self.problem.item.shape))
+
+    def adapt(self, support, ctx):
+        pixels = (support.items.data * self.scale).flatten(2)
+        member = F.one_hot(support.targets.values, support.ways).float()
+        return torch.einsum("bsn,bsd->bnd", member, pixels) / member.sum(1).unsqueeze(-1)
+
+    def predict(self, state, queries, ctx):
+        pixels = (queries.data * self.scale).flatten(2)
+        return -torch.cdist(pixels, state) ** self.hp.power
+"""
+COLUMNS = [
+    *("suite", "dataset", "protocol", "algorithm", "variant", "backbone", "seed", "inference"),
+    *("metric", "score", "validation_score", "episodes", "status", "selected_step", "budget"),
+    *("train_items", "parameters", "train_s", "test_s", "key"),
+]
+SMALL = ["*.recipe.steps=4", "*.recipe.validate_every=2", "protocol.episodes=10"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def notebook(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METABENCH_DATA", str(data))
+    monkeypatch.delenv("METABENCH_OUT", raising=False)
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> type[metabench.Algorithm]:
+    """A class that stands in no file, as one that was typed into a notebook."""
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    exec(CLASS, main.__dict__)
+    cls: type[metabench.Algorithm] = main.MyAlgorithm
+    return cls
+
+
+def run(*algorithms, suite: str = "smoke", **options) -> metabench.experiment.Experiment:
+    return metabench.run(suite, algorithms=list(algorithms), seeds=1, settings=SMALL, **options)
+
+
+def test_a_class_of_the_notebook_runs_beside_those_of_plugins(typed) -> None:
+    experiment = run("protonet", typed)
+    frame = experiment.to_frame()
+    assert list(frame.columns) == COLUMNS
+    assert list(frame["algorithm"]) == ["protonet", "mine"]
+    assert list(frame["status"]) == ["ok", "ok"]
+    assert list(frame["backbone"]) == ["conv4-8"] * 2
+    assert list(frame["budget"]) == [4, 4]
+    assert (frame["seed"].dtype, frame["score"].dtype) == (np.int64, np.float64)
+    assert frame["score"].between(0, 1).all()
+    assert frame["train_s"].gt(0).all()
+    assert frame["key"].is_unique
+    assert Path("metabench-results", "cells").is_dir()
+    assert repr(experiment) == (
+        f"<Experiment smoke: 2 cells, 2 finished; results in {Path.cwd() / 'metabench-results'}>"
+    )
+
+    episodes = experiment.to_frame(episodes=True)
+    assert len(episodes) == 2 * 10
+    assert list(episodes["episode"]) == [*range(10), *range(10)]
+    means = episodes.groupby("key")["score"].mean()
+    assert means.to_dict() == pytest.approx(frame.set_index("key")["score"].to_dict())
+
+    table = experiment.leaderboard()
+    assert set(table["algorithm"]) == {"protonet", "mine"}
+    html = experiment._repr_html_()
+    assert "<table" in html
+    assert "&lt;Experiment smoke" in html
+
+
+def test_what_has_no_source_is_never_reused_and_what_has_is(typed) -> None:
+    first = run("protonet", typed)
+    again = run("protonet", typed)
+    assert [cell.algorithm.name for cell in again.outcome.plan.finished] == ["protonet"]
+    assert len(again.outcome.ran) == 1
+    before, after = first.to_frame(), again.to_frame()
+    assert list(before["key"] == after["key"]) == [True, False]
+    assert list(before["score"]) == list(after["score"])
+    assert list(again.leaderboard()["seeds"]) == [1, 1]
+
+
+def test_settings_reach_a_class_of_the_notebook(typed) -> None:
+    changed = metabench.run(
+        "smoke", algorithms=typed, settings=[*SMALL, "mine.power=1.5"], out="other"
+    )
+    [row] = changed.to_frame().to_dict("records")
+    assert row["variant"].startswith("power=1.5")
+
+
+def test_a_failing_class_is_a_row(typed, monkeypatch) -> None:
+    def broken(self, state, queries, ctx):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(typed, "predict", broken)
+    experiment = run(typed, "protonet", fail_fast=True)
+    frame = experiment.to_frame()
+    assert dict(zip(frame["algorithm"], frame["status"], strict=True)) == {
+        "protonet": "ok",
+        "mine": "error",
+    }
+    assert frame.set_index("algorithm")["score"].isna().to_dict() == {
+        "protonet": False,
+        "mine": True,
+    }
+    assert len(experiment.to_frame(episodes=True)) == 10
+    assert "1 failed" in repr(experiment)
+
+
+def test_what_fail_fast_left_out_is_missing(typed, monkeypatch) -> None:
+    monkeypatch.setattr(typed, "adapt", lambda self, support, ctx: 1 / 0)
+    experiment = metabench.run("smoke", algorithms=typed, seeds=2, settings=SMALL, fail_fast=True)
+    assert list(experiment.to_frame()["status"]) == ["error", "missing"]
+
+
+def test_a_taken_name_is_refused(typed) -> None:
+    typed.name = "maml"
+    with pytest.raises(PluginError, match="'maml' is taken"):
+        run(typed)
+    assert not Path("metabench-results").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"suite": "smokey"}, UnknownNameError, "did you mean 'smoke'"),
+        ({"suite": "smoke", "algorithms": "protonot"}, UsageError, "did you mean 'protonet'"),
+        ({"suite": "smoke", "timeout": 3}, UsageError, "a timeout needs workers"),
+        ({"suite": "smoke", "fresh": True, "failed": True}, UsageError, "exclude each other"),
+        ({"suite": "smoke", "device": "tpu"}, UsageError, "auto, cpu, cuda"),
+        ({"suite": "smoke", "seeds": 0}, UsageError, "0 seeds"),
+        ({"suite": "smoke", "algorithms": [int]}, UsageError, "subclass metabench.Algorithm"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    options: dict[str, object], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        metabench.run(**options)
+    assert not list(Path().iterdir())
+
+
+def test_workers_are_refused_a_class_that_only_this_process_has(typed) -> None:
+    with pytest.raises(UsageError, match="the class MyAlgorithm: it was defined in a notebook"):
+        run(typed, jobs=1)
+
+    class Local(metabench.Algorithm):
+        name = "local"
+        family = "metric"
+        reference = "none"
+        summary = "Inside a function."
+
+        def adapt(self, support, ctx):
+            return support.items.data
+
+        def predict(self, state, queries, ctx):
+            return queries.data
+
+    with pytest.raises(UsageError, match="inside a function"):
+        run(Local, jobs=1)
+
+
+def test_the_result_folder_is_an_argument_or_the_environment(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("METABENCH_OUT", "from-environment")
+    assert run("protonet").results == tmp_path / "from-environment"
+    assert run("protonet", out=tmp_path / "given").results == tmp_path / "given"
+
+
+SCRIPT = """
+import metabench
+{definition}
+if __name__ == "__main__":
+    frame = metabench.run("smoke", algorithms=[MyAlgorithm], seeds=2, settings={settings},
+                          jobs=2, out="out").to_frame()
+    print(*frame["status"])
+"""
+
+
+@pytest.mark.slow
+def test_a_script_can_send_its_own_class_to_workers(metabench, tmp_path: Path, data: Path) -> None:
+    import subprocess
+
+    script = tmp_path / "study.py"
+    script.write_text(SCRIPT.format(definition=CLASS, settings=SMALL))
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, check=False
+        )
+        assert (done.stdout, done.returncode) == ("ok ok\n", 0), done.stderr
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 2  # the second time: reused
