@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-OUT_VARIABLE = "METABENCH_OUT"
-DEFAULT_OUT = Path("metabench-results")
+from metabench.store import DEFAULT_OUT, OUT_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,7 +20,7 @@ def out_option(function: F) -> F:
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
         envvar=OUT_VARIABLE,
-        default=DEFAULT_OUT,
+        default=Path(DEFAULT_OUT),
         help=f"The result folder. [{OUT_VARIABLE}; default: ./{DEFAULT_OUT}]",
     )(function)
 

@@ -21,13 +21,11 @@ from metabench.runner.environment import default_jobs
 from metabench.runner.matrix import Filters, build_matrix
 from metabench.runner.run import RunOptions, Watch, run_cells
 from metabench.runner.suite import Suite, open_suite
+from metabench.store import DEFAULT_OUT, OUT_VARIABLE
 from metabench.store.store import MARK, Store
 
 if TYPE_CHECKING:
     from metabench.api.algorithm import Algorithm
-
-OUT_VARIABLE = "METABENCH_OUT"
-DEFAULT_OUT = "metabench-results"
 
 Texts = str | Sequence[str] | None
 CellState = Literal["finished", "to run", "error", "out-of-memory", "nan", "timeout", "killed"]

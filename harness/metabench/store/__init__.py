@@ -5,3 +5,8 @@
 state to resume from, `suites` what a suite refers to, `leftovers` what nothing refers to.
 Nothing here imports PyTorch but the functions of `tensors`, when they are called.
 """
+
+OUT_VARIABLE = "METABENCH_OUT"
+"""The environment variable that names the result folder."""
+DEFAULT_OUT = "metabench-results"
+"""The result folder where nobody names one, in the current folder."""

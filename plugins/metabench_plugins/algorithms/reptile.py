@@ -113,10 +113,10 @@ class Reptile(GradientAlgorithm):
 
     def build(self) -> None:
         super().build()
-        weights = self._packed()
+        weights = sum(parameter.numel() for parameter in self._adapted().values())  # P
         if self.hp.beta1 > 0:
-            self.register_buffer("first_moments", torch.zeros_like(weights))
-        self.register_buffer("second_moments", torch.zeros_like(weights))
+            self.register_buffer("first_moments", torch.zeros(weights))
+        self.register_buffer("second_moments", torch.zeros(weights))
         self.register_buffer("adam_steps", torch.zeros((), dtype=torch.int64))
 
     def training_step(self, batch: EpisodeBatch, ctx: Context) -> Tensor:
