@@ -62,7 +62,7 @@ CANDIDATES: dict[str, list[Candidate]] = {
     ],
     "relation-network": [
         ("recipe.lr=1e-3",),
-        ("recipe.lr=3e-3",),
+        ("recipe.lr=3e-3", "recipe.schedule=constant"),
         ("recipe.lr=1e-3", "loss=squared-error"),
         ("recipe.lr=3e-3", "recipe.schedule=cosine"),
     ],
