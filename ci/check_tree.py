@@ -20,6 +20,7 @@ TOP_LEVEL = {
     "Makefile",
 }
 LONGEST_MODULE = 400
+LONGEST_TEST = 440
 
 
 def main() -> int:
@@ -35,8 +36,9 @@ def main() -> int:
         if path.suffix != ".py" or not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8").splitlines()
-        if len(lines) > LONGEST_MODULE:
-            wrong.append(f"{path}: {len(lines)} lines, over {LONGEST_MODULE}")
+        longest = LONGEST_TEST if path.parts[0] == "tests" else LONGEST_MODULE
+        if len(lines) > longest:
+            wrong.append(f"{path}: {len(lines)} lines, over {longest}")
         if lines and path.parts[0] in {"harness", "plugins"} and not lines[0].startswith('"""'):
             wrong.append(f"{path}: its first line should say what it is about")
     print("\n".join(wrong) or f"tree: {len(files)} files, all in place")

@@ -38,8 +38,10 @@ class Recipe(Hyperparameters):
     queries: Annotated[
         int | None, Field(ge=0, description="training queries a class; none: the protocol's")
     ] = None
-    meta_batch: Annotated[int, Field(ge=1, description="episodes a meta-step")] = 1
-    batch_size: Annotated[int, Field(ge=1, description="items a step outside episodes")] = 64
+    meta_batch: Annotated[int, Field(ge=1, le=10_000, description="episodes a meta-step")] = 1
+    batch_size: Annotated[
+        int, Field(ge=1, le=1_000_000, description="items a step outside episodes")
+    ] = 64
 
     optimizer: Optimizer = "adam"
     lr: Annotated[float, Field(gt=0, description="outer learning rate")] = 1e-3

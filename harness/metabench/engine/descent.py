@@ -117,6 +117,7 @@ class Descent:
             log.info(
                 "%s phase goes on from step %d of %d", self.phase.name, start, self.recipe.steps
             )
+        self.monitor(Progress(self.phase.name, start, self.recipe.steps))
         every, checkpointed = checkpoint_seconds(), time.monotonic()
         for step in range(start, self.recipe.steps):
             loss = self._step(step)

@@ -40,7 +40,7 @@ class Protocol(EpisodeShape):
     """Fields added later, with the value under which they stay out of the digest."""
 
     queries: Annotated[int, Field(ge=1, description="query items a class (Q)")] = 15
-    episodes: Annotated[int, Field(ge=2, description="test episodes")] = 1000
+    episodes: Annotated[int, Field(ge=2, le=1_000_000, description="test episodes")] = 1000
     episode_seed: Annotated[int, Field(ge=0, lt=2**63, description="seed of the test episodes")] = 0
     class_split: Annotated[str, Field(min_length=1, description="which class split")] = "default"
     image_size: Annotated[int | None, Field(ge=1, description="pixels a side; none: as it is")] = (

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from metabench.api.algorithm import Algorithm
 from metabench.api.recipe import Recipe
 from metabench.engine.build import training_bank
-from metabench.engine.descent import TrainingResult
+from metabench.engine.descent import Saved, TrainingResult
 from metabench.engine.evaluate import Outcome, evaluate
 from metabench.engine.feed import TrainingData, Validate
 from metabench.engine.progress import Monitor, Progress
@@ -41,12 +42,40 @@ log = logging.getLogger("metabench.cell")
 
 @dataclass
 class Trained:
-    """An algorithm with its weights locked, and what it took."""
+    """An algorithm with its weights locked, and what it took.
+
+    Attributes:
+        phases: keys of the shared phases that it stands on.
+        shared_s: seconds of a shared phase that was trained here.
+        earlier_s: seconds of training by attempts that were interrupted.
+    """
 
     algorithm: Algorithm
     result: TrainingResult
     phases: list[str]
     shared_s: float
+    earlier_s: float
+
+
+class TimedCheckpoints:
+    """Training state that knows how long it took, over all attempts."""
+
+    def __init__(self, partial: Partial) -> None:
+        self._partial = partial
+        self._started = time.perf_counter()
+        self.earlier_s = 0.0
+
+    def load(self) -> Saved | None:
+        """The last state; its seconds count from now on."""
+        saved = self._partial.load()
+        if saved is not None:
+            self.earlier_s = float(saved[0].get("train_s", 0.0))
+        return saved
+
+    def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Replace the last state."""
+        seconds = self.earlier_s + time.perf_counter() - self._started
+        self._partial.save(step, tensors, {**meta, "train_s": seconds})
 
 
 @dataclass
@@ -76,7 +105,7 @@ class CellRun:
         started = time.perf_counter()
         trained = self._train(partial)
         # A shared phase that this cell had to train by itself is accounted for beside it.
-        train_s = time.perf_counter() - started - trained.shared_s
+        train_s = time.perf_counter() - started - trained.shared_s + trained.earlier_s
         locked = {name: value.clone() for name, value in trained.algorithm.state_dict().items()}
         started = time.perf_counter()
         outcome, inference = self._test(trained.algorithm, partial)
@@ -133,6 +162,7 @@ class CellRun:
             again = self._trained_on(both, recipe.model_copy(update=changes), place)
             place.discard()
         again.shared_s += trained.shared_s
+        again.earlier_s += trained.earlier_s
         again.result.items += trained.result.items
         again.result.steps += trained.result.steps
         again.result.validation_score = trained.result.validation_score
@@ -143,17 +173,17 @@ class CellRun:
         algorithm = self.bench.build(self.cell, bank)
         validate = self._validate(algorithm, partial) if recipe.validate_every else None
         data = TrainingData(self.bench.store_of(bank, self.cell), self.cell.protocol, validate)
-        shared = self._shared(bank)
+        shared, checkpoints = self._shared(bank), TimedCheckpoints(partial)
         result = train(
             algorithm,
             recipe,
             data,
             self.cell.seed,
             shared=shared,
-            checkpoints=partial,
+            checkpoints=checkpoints,
             monitor=self._beating(partial),
         )
-        return Trained(algorithm, result, shared.used, shared.seconds)
+        return Trained(algorithm, result, shared.used, shared.seconds, checkpoints.earlier_s)
 
     def _training_bank(self) -> ClassBank:
         bank = self.bench.banks(self.cell)["train"]

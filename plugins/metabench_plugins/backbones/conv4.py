@@ -21,7 +21,9 @@ Downsample = Literal["max-pool", "stride"]
 
 
 class Conv4Hyperparameters(Hyperparameters):
-    width: Annotated[int, Field(ge=1, description="channels of each of the four blocks")] = 64
+    width: Annotated[
+        int, Field(ge=1, le=4096, description="channels of each of the four blocks")
+    ] = 64
     downsample: Annotated[
         Downsample, Field(description="what halves a map: 2 x 2 max-pooling, or convolving by 2")
     ] = "max-pool"

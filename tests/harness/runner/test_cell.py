@@ -8,6 +8,8 @@ import torch
 
 from metabench.engine.numerics import seed_all
 from metabench.runner.bench import Workbench
+from metabench.runner.cell import TimedCheckpoints
+from metabench.store.partial import claim
 from metabench.store.record import CHECKPOINT, CURVE, EPISODES, LOG, RECORD, RUN
 from metabench.store.tensors import read_tensors
 
@@ -76,3 +78,17 @@ def test_a_run_puts_the_process_back_as_it_was(ask, classes) -> None:
     assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
+
+
+def test_the_seconds_of_interrupted_attempts_are_counted(tmp_path) -> None:
+    with claim(tmp_path, "0" * 32) as partial:
+        first = TimedCheckpoints(partial)
+        assert first.load() is None
+        first.save(3, {"x": torch.zeros(1)}, {"phase": 0, "train_s": -1.0})
+        meta, tensors = partial.load()
+        partial.save(3, tensors, {**meta, "train_s": meta["train_s"] + 100.0})
+        second = TimedCheckpoints(partial)
+        assert second.load() is not None
+        second.save(5, tensors, {"phase": 0})
+        meta, _ = partial.load()
+    assert 100.0 < second.earlier_s < meta["train_s"] < second.earlier_s + 60.0
