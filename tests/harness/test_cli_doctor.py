@@ -58,6 +58,34 @@ def test_results_of_a_newer_version_are_wrong(run: Any, tmp_path: Path) -> None:
     assert "upgrade metabench" in found["advice"]
 
 
+def test_folders_that_are_files_are_wrong_and_hide_no_other_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for name in ("METABENCH_OUT", "METABENCH_DATA"):
+        monkeypatch.setenv(name, str(file))
+    options = ["-o", str(file), "-d", str(file)]
+    for words in ([], options):
+        done = CliRunner().invoke(main, ["doctor", *words, "--json"])
+        found = findings(done)
+        assert done.exit_code == 1
+        assert found["result folder"]["state"] == found["data folder"]["state"] == "wrong"
+        assert found["result folder"]["found"] == f"{file} is not a folder"
+        assert "-o/--out or METABENCH_OUT" in found["result folder"]["advice"]
+        assert f"{file} is not a folder" in found["data folder"]["found"]
+        assert "-d/--data-dir, METABENCH_DATA" in found["data folder"]["advice"]
+        assert found["data sets"]["state"] == "note"
+        assert found["plugin builtin"]["state"] == "ok"
+
+
+def test_a_result_folder_without_a_name_is_wrong(run: Any) -> None:
+    done = run("-o", "", "--json")
+    found = findings(done)["result folder"]
+    assert (done.exit_code, found["state"]) == (1, "wrong")
+    assert "has no name" in found["found"]
+
+
 def test_folders_that_cannot_be_written_are_wrong(run: Any, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:

@@ -57,6 +57,16 @@ def test_the_table_has_a_section_for_what_may_be_compared(run: Any, results: Any
     assert not {"protocol_digest", "seed_std"} & set(lines[4].split())
 
 
+def test_a_suite_may_be_named_by_its_file(run: Any, results: Any) -> None:
+    results.row("maml")
+    by_name = run("-s", "study", "--json")
+    by_path = run("-s", "some/where/study.toml", "--json")
+    assert (by_path.exit_code, by_path.stdout) == (0, by_name.stdout)
+    unknown = run("-s", "some/where/studdy.toml")
+    assert unknown.exit_code == 2
+    assert "'study'" in unknown.stderr
+
+
 def test_markup_and_escapes_in_names_are_shown_as_text(run: Any, results: Any) -> None:
     results.row("[red]x[/red]", dataset="a\x1b[2Jb")
     told = run("-s", "study").stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -75,15 +76,27 @@ REFUSED = [
     (["--exclude", "protonett"], "exclude", "protonet"),
     (["--set", "maml.inner_rl=1"], "no key called 'inner_rl'", "did you mean 'inner_lr'?"),
     (["--set", "maml.inner_lr=-1"], "inner_lr", ""),
+    (
+        ["--set", "maml.inner_lr=nan"],
+        "--set maml.inner_lr=nan: inner_lr = nan should be a finite number",
+        "inner_lr: ",
+    ),
+    (["--set", "*.steps=3"], "no key called 'steps'", "did you mean '*.recipe.steps'?"),
+    (["--set", "conv4.width=3"], "no algorithm 'conv4'", "did you mean 'backbone.conv4.width'?"),
     (["--set", "inner_lr"], "--set inner_lr: no such form", "write --set maml.inner_lr=0.1"),
     (["--set", "protocol.ways=70"], "70 ways asked for, but the test split has 52", ""),
+    (["--set", "protocol.ways=70"], "quickdraw/70w1s2q/protonet/conv4-4/seed0: 70 ways", "fewer"),
     (["--set", "protocol.queries=100"], "101", ""),
     (["--seeds", "1", "--seed", "0"], "exclude each other", "--seed 0,1,2"),
     (["--seed", "0,x"], "'0,x' is no list of whole numbers", "run -h"),
     (["--seed", "1,1"], "seeds 1, 1", ""),
+    (["--seed", str(2**63)], "and below 2**63", "--seed 0,1,2"),
     (["--seeds", "0"], "--seeds", "run -h"),
     (["--jobs", "0"], "--jobs", "run -h"),
     (["--timeout", "0"], "--timeout", "run -h"),
+    (["--timeout", "nan"], "a timeout of nan is no time", "seconds"),
+    (["--timeout", "inf"], "a timeout of inf is no time", "seconds"),
+    (["--out", ""], "the result folder has no name", "-o/--out"),
     (["--failed", "--fresh"], "exclude each other", "fresh"),
     (["--device", "gpu"], "there is no device called 'gpu'", "auto, cpu, cuda or cuda:N"),
     (["--device", "mps"], "'mps' is not supported", "auto, cpu, cuda or cuda:N"),
@@ -113,7 +126,18 @@ def test_what_cannot_be_meant_is_refused_in_two_lines(
     ("old", "new", "told", "hint"),
     [
         ("steps = 4", "stepz = 4", "tiny.toml, [recipe]: there is no key called 'stepz'", "steps"),
-        ('"maml"', '"mamml"', "tiny.toml: there is no algorithm called 'mamml'", "'maml'"),
+        (
+            '"maml"',
+            '"mamml"',
+            "tiny.toml, [[algorithm]] 2 (mamml): there is no algorithm called 'mamml'",
+            "'maml'",
+        ),
+        (
+            'name = "conv4"',
+            'name = "conv5"',
+            "tiny.toml, [[backbone]] 1 (conv5): there is no backbone called 'conv5'",
+            "'conv4'",
+        ),
         ("ways = 5", "ways = 1", "tiny.toml, [[protocol]] 1", ""),
         (
             "[[backbone]]",
@@ -215,10 +239,47 @@ def test_the_line_that_goes_on_is_the_one_that_was_typed() -> None:
     assert again("-s", "smoke") == "metabench run --suite smoke --failed"
     typed = ["-s", "a b.toml", "-a", "maml", "-a", "proto*", "--set", "maml.inner_lr=0.1"]
     typed += ["--seed", "0,3", "-j", "2", "--timeout", "1.5", "-o", "out", "-q", "--json"]
-    assert again(*typed, "--fresh", "--failed", "--dry-run") == (
+    assert again(*typed, "--fresh", "--failed", "--dry-run", "--fail-fast") == (
         "metabench run --suite 'a b.toml' --algorithm maml --algorithm 'proto*' --seed 0,3"
         " --set maml.inner_lr=0.1 --jobs 2 --out out --timeout 1.5 --quiet --json --failed"
     )
+
+
+def test_what_fail_fast_left_undone_is_gone_on_with(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metabench.runner.run.Workers", lambda *args, **options: Breaking())
+    done = run("-s", "tiny.toml", "-o", "out", "-q", "-x", "-j", "1")
+    assert done.exit_code == 1
+    summary, _, line = done.stderr.splitlines()
+    assert summary == "2 cells: 0 reused, 0 run, 1 failed, 1 not run"
+    assert line == "go on with: metabench run --suite tiny.toml --jobs 1 --out out --quiet"
+
+
+class Breaking:
+    """An executor whose jobs all fail."""
+
+    slots = 1
+
+    def start(self, job: Job) -> None:
+        self.job = job
+
+    def wait(self) -> tuple[Job, JobResult]:
+        return self.job, BROKEN
+
+    def close(self) -> None:
+        pass
+
+
+def test_failed_says_where_nothing_failed(run: Callable[..., Result]) -> None:
+    done = run("-s", "tiny.toml", "-o", "out", "-q", "--failed")
+    assert done.exit_code == 0
+    assert done.stderr.splitlines()[-1] == (
+        "nothing failed here; leave --failed away to run what is missing"
+    )
+    prepare("tiny.toml", algorithms="protonet", out="out").run()
+    done = run("-s", "tiny.toml", "-a", "protonet", "-o", "out", "-q", "--failed")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (0, "nothing failed here")
 
 
 # Progress.
@@ -291,9 +352,40 @@ def test_a_terminal_shows_bars_below_the_lines(plan: Plan, result: JobResult) ->
     text = out.getvalue()
     assert "1 of 2 cells finished before: reused" in text
     assert re.search(r"cells +\S+ +1/2", shown)
-    assert re.search(r"seed0 +\S+ +episodic 2/4 validation 0\.2500", shown)
+    assert re.search(r"seed0 +\S+ +episodic 2/4 +validation 0\.2500", shown)
     assert re.search(r"\[2/2\] quickdraw/5w1s2q/maml/\S+ (ok|error)", text)
     assert re.search(r"timing +\S+ +1/3", text)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_long_name_takes_no_room_from_the_numbers(plan: Plan, width: int) -> None:
+    [job] = plan.jobs
+    variant = "batch-norm-batch-and-learned-rates"
+    job = Job("cell", job.cell.model_copy(update={"variant": variant}), "1")
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=40, color_system=None)
+    screen = Screen(console)
+    clock = itertools.count(0.0, 10.0)
+    screen.bars.get_time = lambda: next(clock)  # the speed, and from it the time left
+    with screen.bars:
+        screen.started(job)
+        for step in (1, 3000, 6000):
+            screen.progress(job, Progress("supervised", step, 12000, 1.5, 0.25))
+        screen.bars.refresh()
+        shown = out.getvalue()
+    line = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", re.split(r"[\r\n]", shown)[-1])
+    assert len(line) <= width
+    name, numbers = re.split(r" +[━╸╺]+ +", line)
+    assert name.startswith("maml:batch-norm-")
+    assert name.endswith("…") or name.endswith("5w1s2q seed0")
+    assert re.search(r"^supervised 6000/12000 +validation 0\.2500 +(\d+:)?\d\d:\d\d", numbers)
+
+
+def test_a_name_for_which_there_is_room_stands_whole(plan: Plan) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    screen = Screen(console)
+    screen.started(plan.jobs[0])
+    assert [task.description for task in screen.bars.tasks] == [plan.jobs[0].cell.id]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")

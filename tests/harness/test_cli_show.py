@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,7 @@ def test_an_algorithm_has_paper_idea_settings_and_recipe(run: Any) -> None:
 
     text = run("protonet").stdout
     assert text.startswith("algorithm protonet\n\nsummary: Classifies a query")
+    assert re.search(r"^plugin: 'builtin' of metabench \d", text, re.MULTILINE)
     assert "reference: Snell et al. 2017, arXiv:1703.05175" in text
     assert "https://arxiv.org/abs/1703.05175" in text
     told = json.loads(run("protonet", "--json").stdout)

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from metabench.cli import main
 from metabench.runner.environment import run_info
+from metabench.store.record import Failure
 
 SUITE = """
 summary = "pixels"
@@ -54,6 +55,14 @@ def test_a_failure_says_what_and_is_one_line_of_text(results: Any) -> None:
     assert "out-of-memory" in told
     assert "ValueError: [red]x broke" in told
     assert "\x1b" not in told
+
+
+def test_a_failure_without_an_exception_is_its_message(results: Any) -> None:
+    key = results.add("maml", status="nan")
+    message = "the loss is not finite"
+    results.store.fail(results.store.failure(key).identity, Failure(status="nan", message=message))
+    [told] = json.loads(run(results.store.root, "--json").stdout)["failed"]
+    assert told["error"] == message
 
 
 def test_what_runs_now_is_told_apart_from_what_was_given_up(results: Any) -> None:

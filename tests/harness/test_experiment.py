@@ -11,6 +11,7 @@ import pytest
 
 import metabench
 from metabench.errors import PluginError, UnknownNameError, UsageError
+from metabench.experiment.prepared import prepare
 
 CLASS = """
 import torch
@@ -125,6 +126,7 @@ def test_settings_reach_a_class_of_the_notebook(typed) -> None:
     )
     [row] = changed.to_frame().to_dict("records")
     assert row["variant"].startswith("power=1.5")
+    assert repr(changed).startswith("<Experiment smoke: 1 cell, 1 finished; results in ")
 
 
 def test_a_failing_class_is_a_row(typed, monkeypatch) -> None:
@@ -168,6 +170,23 @@ def test_a_taken_name_is_refused(typed) -> None:
         ({"suite": "smoke", "fresh": True, "failed": True}, UsageError, "exclude each other"),
         ({"suite": "smoke", "device": "tpu"}, UsageError, "auto, cpu, cuda"),
         ({"suite": "smoke", "seeds": 0}, UsageError, "0 seeds"),
+        ({"suite": "smoke", "seeds": True}, UsageError, "seeds = True is neither"),
+        ({"suite": "smoke", "seeds": "012"}, UsageError, "seeds = '012' is neither"),
+        ({"suite": "smoke", "seeds": [0, True]}, UsageError, "is neither"),
+        ({"suite": "smoke", "seeds": [0, 1.0]}, UsageError, "is neither"),
+        ({"suite": "smoke", "seeds": 1.5}, UsageError, "seeds = 1.5 is neither"),
+        ({"suite": "smoke", "seeds": [2**63]}, UsageError, r"below 2\*\*63"),
+        ({"suite": "smoke", "jobs": 0}, UsageError, "jobs = 0 is no number of workers"),
+        ({"suite": "smoke", "jobs": -1}, UsageError, "jobs = -1"),
+        ({"suite": "smoke", "jobs": True}, UsageError, "jobs = True"),
+        ({"suite": "smoke", "jobs": 1.0}, UsageError, "jobs = 1.0"),
+        ({"suite": "smoke", "jobs": "all"}, UsageError, "jobs = 'all'"),
+        ({"suite": "smoke", "jobs": 1, "timeout": 0}, UsageError, "a timeout of 0 is no time"),
+        ({"suite": "smoke", "jobs": 1, "timeout": np.nan}, UsageError, "a timeout of nan"),
+        ({"suite": "smoke", "jobs": 1, "timeout": np.inf}, UsageError, "a timeout of inf"),
+        ({"suite": "smoke", "jobs": 1, "timeout": True}, UsageError, "a timeout of True"),
+        ({"suite": "smoke", "jobs": 1, "timeout": "9"}, UsageError, "a timeout of '9'"),
+        ({"suite": "smoke", "out": ""}, UsageError, "the result folder has no name"),
         ({"suite": "smoke", "algorithms": [int]}, UsageError, "subclass metabench.Algorithm"),
     ],
 )
@@ -177,6 +196,13 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     with pytest.raises(error, match=text):
         metabench.run(**options)
     assert not list(Path().iterdir())
+
+
+def test_seeds_may_be_those_of_numpy() -> None:
+    for seeds in (np.int64(2), np.arange(2), range(2), (0, 1)):
+        cells = prepare("smoke", algorithms="protonet", seeds=seeds).cells
+        assert [cell.seed for cell in cells] == [0, 1]
+        assert {type(cell.seed) for cell in cells} == {int}
 
 
 def test_workers_are_refused_a_class_that_only_this_process_has(typed) -> None:

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 import click
 
-from metabench.cli.options import data_option, out_option
+from metabench.cli.options import unchecked_folder_options
 from metabench.cli.output import format_options, print_rows
 from metabench.cli.sizes import size_text
-from metabench.errors import MetabenchError
+from metabench.errors import MetabenchError, UsageError
 from metabench.rendering import Format
 
 COLUMNS = ("check", "state", "found", "advice")
@@ -43,11 +43,10 @@ class Finding(NamedTuple):
 
 
 @click.command()
-@out_option
-@data_option
+@unchecked_folder_options
 @format_options
 @click.pass_context
-def command(ctx: click.Context, out: Path, data_dir: Path, fmt: Format) -> None:
+def command(ctx: click.Context, out: str | None, data_dir: str | None, fmt: Format) -> None:
     """Say what metabench finds on this machine, what is wrong, and what to do.
 
     Leaves with exit code 1 if something is wrong.
@@ -58,8 +57,12 @@ def command(ctx: click.Context, out: Path, data_dir: Path, fmt: Format) -> None:
         ctx.exit(SOMETHING_WRONG)
 
 
-def examine(out: Path, data_dir: Path) -> Iterator[Finding]:
-    """All checks, one after the other; one that breaks is a finding too."""
+def examine(out: str | None, data_dir: str | None) -> Iterator[Finding]:
+    """All checks, one after the other; one that breaks is a finding too.
+
+    Args:
+        out, data_dir: the folders as they were typed; None: the default ones.
+    """
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("python", _python),
         ("torch", _torch),
@@ -138,13 +141,16 @@ def _machine() -> Iterator[Finding]:
         yield Finding("memory", "ok", found)
 
 
-def _results(out: Path) -> Iterator[Finding]:
+def _results(option: str | None) -> Iterator[Finding]:
     from metabench.data.folder import is_writable
+    from metabench.store import OUT_VARIABLE, result_folder
     from metabench.store.store import MARK, Store
 
-    out = out.absolute()
+    out = result_folder(option)
     if not is_writable(out):
-        yield Finding("result folder", "wrong", f"{out} can't be written", "choose another: --out")
+        wrong = "is not a folder" if out.is_file() else "can't be written"
+        advice = f"choose another one with -o/--out or {OUT_VARIABLE}"
+        yield Finding("result folder", "wrong", f"{out} {wrong}", advice)
         return
     there = next(path for path in (out, *out.parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -157,9 +163,10 @@ def _results(out: Path) -> Iterator[Finding]:
         yield Finding("result folder", "ok", found)
 
 
-def _data_folder(folder: Path) -> Iterator[Finding]:
-    from metabench.data.folder import CACHE_VARIABLE, cache_folder, is_writable
+def _data_folder(option: str | None) -> Iterator[Finding]:
+    from metabench.data.folder import CACHE_VARIABLE, cache_folder, data_folder, is_writable
 
+    folder = data_folder(option)
     if is_writable(folder):
         there = "" if folder.exists() else ", made when it is first used"
         yield Finding("data folder", "ok", f"{folder}{there}")
@@ -171,9 +178,15 @@ def _data_folder(folder: Path) -> Iterator[Finding]:
         yield Finding("data folder", "wrong", found, f"-d/--data-dir, or set {CACHE_VARIABLE}")
 
 
-def _datasets(folder: Path) -> Iterator[Finding]:
+def _datasets(option: str | None) -> Iterator[Finding]:
+    from metabench.data.folder import data_folder
     from metabench.plugins import registry
 
+    try:
+        folder = data_folder(option)
+    except UsageError:  # the check of the data folder says why
+        yield Finding("data sets", "note", "not looked at", "mend the data folder first")
+        return
     for name, entry in registry().datasets.items():
         check = f"data set {name}"
         try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-s", "--suite", required=True, help="The suite's name.")
+@click.option("-s", "--suite", required=True, help="A suite's name, or the path of its file.")
 @out_option
 @format_options
 def command(suite: str, out: Path, fmt: Format) -> None:
@@ -25,9 +25,13 @@ def command(suite: str, out: Path, fmt: Format) -> None:
 
     Scores are computed anew from the episodes of each cell. The CSV and the JSON have all columns.
     """
+    from metabench.runner.suite import is_path
     from metabench.store.store import Store
 
-    print_leaderboard(Store.open(out, create=False), suite, fmt)
+    store = Store.open(out, create=False)
+    if is_path(suite) and suite not in store.suites():
+        suite = Path(suite).stem
+    print_leaderboard(store, suite, fmt)
 
 
 def print_leaderboard(store: Store, suite: str, fmt: Format) -> None:

@@ -8,9 +8,19 @@ from typing import Any, TypeVar
 
 import click
 
-from metabench.store import DEFAULT_OUT, OUT_VARIABLE
+from metabench.store import DEFAULT_OUT, OUT_VARIABLE, result_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+OUT_HELP = f"The result folder. [{OUT_VARIABLE}; default: ./{DEFAULT_OUT}]"
+DATA_HELP = "The data folder. [METABENCH_DATA; default: in the user's cache folder]"
+
+
+class _ResultFolder(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":  # which `Path` takes for the current folder
+            result_folder(value)
+        return super().convert(value, param, ctx)
 
 
 def out_option(function: F) -> F:
@@ -18,10 +28,10 @@ def out_option(function: F) -> F:
     return click.option(
         "-o",
         "--out",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=_ResultFolder(file_okay=False, path_type=Path),
         envvar=OUT_VARIABLE,
         default=Path(DEFAULT_OUT),
-        help=f"The result folder. [{OUT_VARIABLE}; default: ./{DEFAULT_OUT}]",
+        help=OUT_HELP,
     )(function)
 
 
@@ -34,8 +44,19 @@ def data_option(function: F) -> F:
         "-d",
         "--data-dir",
         callback=_data_folder,
-        help="The data folder. [METABENCH_DATA; default: in the user's cache folder]",
+        help=DATA_HELP,
     )(function)
+
+
+def unchecked_folder_options(function: F) -> F:
+    """Add both options for a verb that itself says what is wrong with a folder.
+
+    It is handed `out` and `data_dir` as they were typed, or None: give them to `result_folder` and
+    `data_folder`.
+    """
+    text = click.Path(readable=False)
+    data = click.option("-d", "--data-dir", type=text, help=DATA_HELP)(function)
+    return click.option("-o", "--out", type=text, help=OUT_HELP)(data)
 
 
 def device_option(function: F) -> F:

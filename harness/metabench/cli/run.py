@@ -25,7 +25,7 @@ else:  # not a generic class before click 8.4
     _ParamType = click.ParamType
 
 FAILED = 1
-_NOT_AGAIN = {"fresh", "failed", "dry_run"}
+_NOT_AGAIN = {"fresh", "failed", "fail_fast", "dry_run"}
 """Options that a line which goes on with a run must not repeat."""
 
 
@@ -128,9 +128,16 @@ def _run(ctx: click.Context, asked: Prepared, quiet: bool, fmt: Format) -> int:
     print_leaderboard(experiment.store, experiment.suite, fmt)
     _tell(_summary(experiment))
     _tell(f"the table is in {csv}")
-    if not experiment.outcome.failures:
+    outcome = experiment.outcome
+    if asked.options.failed_only and not outcome.plan.jobs:
+        missing = "; leave --failed away to run what is missing" if outcome.plan.left_out else ""
+        _tell(f"nothing failed here{missing}")
+    if not outcome.failures:
         return 0
-    _tell(f"run only the failed cells with: {_again(ctx, '--failed')}")
+    if outcome.stopped:
+        _tell(f"go on with: {_again(ctx)}")
+    else:
+        _tell(f"run only the failed cells with: {_again(ctx, '--failed')}")
     return FAILED
 
 

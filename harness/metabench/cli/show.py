@@ -22,7 +22,7 @@ from metabench.rendering import Format
 @data_option
 @format_options
 def command(name: str, out: Path, data_dir: Path, fmt: Format) -> None:
-    r"""Show all that is known of something registered, or of a cell.
+    """Show all that is known of something registered, or of a cell.
 
     \b
     metabench show maml                 an algorithm, backbone, data set or suite
@@ -33,7 +33,7 @@ def command(name: str, out: Path, data_dir: Path, fmt: Format) -> None:
 
     Cells are looked for in the result folder: their record or error, the end of their log, and the
     line that runs them again.
-    """
+    """  # noqa: D301 (click looks for the character, not for a backslash and a b)
     print_page(find_page(name, out, data_dir), fmt)
 
 

@@ -47,7 +47,7 @@ def plugin_page(entry: Entry, data_dir: Path) -> Page:
         "family": cls.family,
         "reference": cls.reference,
         "version": cls.version,
-        "plugin": entry.owner,
+        "plugin": entry.owner.removeprefix("plugin "),
     }
     if entry.kind == "algorithm":
         table |= _algorithm_facts(cls)

@@ -90,12 +90,13 @@ def _failed(cells: dict[str, list[Member]]) -> Iterator[Row]:
         for member in members:
             if member.failed is not None:
                 failure = member.failed.failure
+                error = ": ".join(filter(None, [failure.exception, failure.message]))
                 yield {
                     "suite": suite,
                     "cell": member.labels.id,
                     "status": failure.status,
                     "where": failure.where,
-                    "error": plain(f"{failure.exception}: {failure.message}")[:LONGEST],
+                    "error": plain(error)[:LONGEST],
                 }
 
 

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 from metabench.rendering import plain
@@ -17,8 +19,12 @@ from metabench.runner.run import Unwatched, Watch
 
 if TYPE_CHECKING:
     from metabench.engine.progress import Progress
+    from metabench.runner.cells import Cell
     from metabench.runner.jobs import Job, JobResult
     from metabench.runner.plan import Plan
+
+COUNT, SCORE, LEFT, BAR = 18, len("validation 0.1234"), len("0:00:00"), 8
+"""Characters that `supervised 500/800`, a score, the time left and a bar take."""
 
 
 @contextmanager
@@ -74,13 +80,19 @@ class Screen(Lines):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[count]}", markup=False),
-            TextColumn("{task.fields[score]}", markup=False),
-            TimeRemainingColumn(compact=True),
+            # Where room is short, the name is cut, and the numbers stay.
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            BarColumn(bar_width=BAR),
+            TextColumn("{task.fields[count]}", markup=False, table_column=_whole(COUNT)),
+            TextColumn("{task.fields[score]}", markup=False, table_column=_whole(SCORE)),
+            TimeRemainingColumn(compact=True, table_column=_whole(LEFT)),
             console=console,
             transient=True,
+            expand=True,
             speed_estimate_period=120,
         )
         self._all: TaskID | None = None
@@ -103,7 +115,7 @@ class Screen(Lines):
         self._count()
 
     def started(self, job: Job) -> None:
-        self._tasks[job.kind, job.key] = self._add(plain(job.cell.id), None)
+        self._tasks[job.kind, job.key] = self._add(self._name(job.cell), None)
 
     def progress(self, job: Job, progress: Progress) -> None:
         key = (job.kind, job.key)
@@ -138,6 +150,15 @@ class Screen(Lines):
     def tell(self, line: str) -> None:
         self.bars.console.print(Text(plain_start(line)), soft_wrap=True)
 
+    def _name(self, cell: Cell) -> str:
+        """The cell's id, or what tells it from most others where that is too long."""
+        name = plain(cell.id)
+        taken = BAR + COUNT + SCORE + LEFT + 4  # and blanks between them
+        if cell_len(name) <= self.bars.console.width - taken:
+            return name
+        variant = f":{cell.variant}" if cell.variant else ""
+        return plain(f"{cell.algorithm.name}{variant} {cell.protocol.name} seed{cell.seed}")
+
     def _count(self) -> None:
         if self._all is not None:
             count = f"{self.done}/{self.total}"
@@ -151,6 +172,11 @@ class Screen(Lines):
         task = self._tasks.pop(key, None)
         if task is not None:
             self.bars.remove_task(task)
+
+
+def _whole(width: int) -> Column:
+    """A column of numbers, which is never cut nor folded."""
+    return Column(min_width=width, no_wrap=True)
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -89,7 +89,8 @@ class Experiment:
     def __repr__(self) -> str:
         plan, failures = self.outcome.plan, self.outcome.failures
         done = len(plan.finished) + len(self.outcome.ran)
-        facts = [f"{len(plan.cells)} cells", f"{done} finished"]
+        count = len(plan.cells)
+        facts = ["1 cell" if count == 1 else f"{count} cells", f"{done} finished"]
         facts += [f"{len(failures)} failed"] if failures else []
         return f"<Experiment {self.suite}: {', '.join(facts)}; results in {self.results}>"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import math
+import numbers
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, SupportsInt, TypeGuard
 
 from metabench.data.folder import data_folder
 from metabench.engine.numerics import process_kept, resolve_device
@@ -21,7 +22,7 @@ from metabench.runner.environment import default_jobs
 from metabench.runner.matrix import Filters, build_matrix
 from metabench.runner.run import RunOptions, Watch, run_cells
 from metabench.runner.suite import Suite, open_suite
-from metabench.store import DEFAULT_OUT, OUT_VARIABLE
+from metabench.store import result_folder
 from metabench.store.store import MARK, Store
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def prepare(
         raise UsageError("failed and fresh exclude each other", "fresh forgets what failed")
     if timeout is not None and jobs is None:
         raise UsageError("a timeout needs workers", "say how many: jobs=1")
+    _check_jobs(jobs)
+    _check_timeout(timeout)
+    results = result_folder(out)
     wanted = [algorithms] if isinstance(algorithms, str | type) else list(algorithms or [])
     classes = tuple(a for a in wanted if isinstance(a, type))
     known = registry(strict=True) if strict_plugins else registry()
@@ -125,7 +129,7 @@ def prepare(
         datasets=_listed(datasets),
         protocols=_listed(protocols),
         exclude=_listed(exclude),
-        seeds=seeds,
+        seeds=_seeds(seeds),
         settings=_listed(settings),
     )
     cells = build_matrix(opened, known, filters)
@@ -134,7 +138,7 @@ def prepare(
         for cls in classes:
             _check_importable(cls)
     options = RunOptions(
-        results=Path(out or os.environ.get(OUT_VARIABLE) or DEFAULT_OUT).expanduser().absolute(),
+        results=results,
         data_folder=data_folder(data_dir),
         device=place,
         jobs=default_jobs(place, len(cells)) if jobs == "auto" else jobs,
@@ -150,6 +154,50 @@ def prepare(
 
 def _listed(texts: Texts) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts or [])
+
+
+def _is_whole(value: object) -> TypeGuard[SupportsInt]:
+    """Whether it is a whole number, NumPy's among them; a truth value is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_jobs(jobs: object) -> None:
+    if jobs is None or jobs == "auto" or (type(jobs) is int and jobs >= 1):
+        return
+    raise UsageError(
+        f"jobs = {jobs!r} is no number of workers",
+        'a whole number from 1, "auto", or None for none beside this process',
+    )
+
+
+def _check_timeout(timeout: object) -> None:
+    if timeout is None:
+        return
+    if (
+        isinstance(timeout, int | float)
+        and not isinstance(timeout, bool)
+        and 0 < timeout < math.inf
+    ):
+        return
+    raise UsageError(
+        f"a timeout of {timeout!r} is no time", "give seconds, above 0, or leave it away"
+    )
+
+
+def _seeds(seeds: object) -> int | list[int] | None:
+    """A number of seeds, or a list of them; how many and which there may be is checked later."""
+    if seeds is None:
+        return None
+    if _is_whole(seeds):
+        return int(seeds)
+    if isinstance(seeds, Collection) and not isinstance(seeds, str | bytes):
+        whole = [int(seed) for seed in seeds if _is_whole(seed)]
+        if len(whole) == len(seeds):
+            return whole
+    raise UsageError(
+        f"seeds = {seeds!r} is neither a number of seeds nor a list of whole numbers",
+        "seeds=3, or seeds=[0, 1, 2]",
+    )
 
 
 def _check_importable(cls: type) -> None:

@@ -92,14 +92,24 @@ class Workbench:
         return EpisodeSource(bank, cell.protocol.shape, protocol_key(bank, cell.protocol))
 
     def check(self, cell: Cell) -> None:
-        """Raise before anything is trained if the data cannot serve protocol or recipe."""
+        """Raise before anything is trained if the data cannot serve protocol or recipe.
+
+        Raises:
+            ProtocolError: it cannot; the message begins with the cell.
+        """
+        try:
+            self._check_served(cell)
+        except ProtocolError as error:
+            raise ProtocolError(f"{cell.id}: {error.message}", error.hint) from None
+
+    def _check_served(self, cell: Cell) -> None:
         banks = self.banks(cell)
         banks["test"].check_serves(cell.protocol.shape)
         if "validation" in banks and cell.recipe.validate_every:
             banks["validation"].check_serves(cell.protocol.shape)
         if cell.recipe.refit and "validation" not in banks:
             raise ProtocolError(
-                f"{cell.id}: refit needs a meta-validation split, and class split "
+                "refit needs a meta-validation split, and class split "
                 f"{cell.protocol.class_split!r} has none",
                 "set refit = false in the recipe, or choose another class split",
             )

@@ -81,12 +81,15 @@ def _as_json(model: type[BaseModel], table: Mapping[str, Any], where: str) -> st
 
     parts = []
     for key, value in table.items():
+        field = model.model_fields.get(key)
+        hint = f"{key}: {field.description}" if field and field.description else ""
         try:
             text = json.dumps(plain(key, value), allow_nan=False)
         except TypeError:
-            raise UsageError(f"{where}.{key} = {value} has no meaning here (a date?)") from None
+            what = f"{key} = {value} has no meaning here (a date?)"
+            raise UsageError(f"{where}: {what}", hint) from None
         except ValueError:
-            raise UsageError(f"{where}.{key} = {value} should be a finite number") from None
+            raise UsageError(f"{where}: {key} = {value} should be a finite number", hint) from None
         parts.append(f"{json.dumps(key)}:{text}")
     return "{" + ",".join(parts) + "}"
 

@@ -79,7 +79,9 @@ def _seeds(suite: Suite, asked: int | Sequence[int] | None) -> tuple[int, ...]:
     seeds = range(asked) if isinstance(asked, int) else asked
     if len(set(seeds)) < len(seeds) or any(not 0 <= seed < 2**63 for seed in seeds):
         raise UsageError(
-            f"seeds {', '.join(map(str, seeds))}: they should be different, and not below 0"
+            f"seeds {', '.join(map(str, seeds))}: they should be different, not below 0, "
+            "and below 2**63",
+            "--seed 0,1,2",
         )
     return tuple(seeds)
 
@@ -205,7 +207,9 @@ def _check_used(overrides: Sequence[Override], rows: Sequence[Resolved]) -> None
     """Raise UsageError for a `--set` that changes nothing of what is run."""
     for override in overrides:
         if not any(override in row.used for row in rows):
-            raise _unused(override, rows)
+            error = _unused(override, rows)
+            whole = _whole_key(override, rows)
+            raise UsageError(error.message, f"did you mean {whole!r}?") if whole else error
 
 
 def _unused(override: Override, rows: Sequence[Resolved]) -> UsageError:
@@ -228,6 +232,22 @@ def _unused(override: Override, rows: Sequence[Resolved]) -> UsageError:
         return UsageError(f"{where}: {override.kind} {override.pattern!r} has no settings")
     error = _no_match(override.kind, override.pattern, known)
     return UsageError(f"{where}: {error.message}", error.hint)
+
+
+def _whole_key(override: Override, rows: Sequence[Resolved]) -> str:
+    """Where a setting is that was looked for among those of algorithms; empty: nowhere."""
+    if override.kind != "algorithm" or override.recipe:
+        return ""
+    pattern, key = override.pattern, override.key
+    if key in Recipe.model_fields and any(
+        override.is_for_algorithm(row.cell.algorithm.name, row.variant) for row in rows
+    ):
+        return f"{pattern}.recipe.{key}"
+    for row in rows:
+        for kind, choice in (("backbone", row.cell.backbone), ("dataset", row.cell.dataset)):
+            if any_match([pattern], [choice.name, choice.label]) and key in choice.hyperparameters:
+                return f"{kind}.{pattern}.{key}"
+    return ""
 
 
 def _target(override: Override, cell: Cell) -> Choice:

@@ -14,7 +14,7 @@ from metabench.registry import Registry
 from metabench.runner.cells import Cell, Choice
 from metabench.runner.checked import checked, shown_settings
 from metabench.runner.overrides import Override
-from metabench.runner.suite import BASE, AlgorithmEntry, PluginEntry, Suite
+from metabench.runner.suite import BASE, AlgorithmEntry, PluginEntry, Suite, place
 
 PluginKind = Literal["algorithm", "backbone", "dataset"]
 
@@ -165,7 +165,14 @@ def _load(suite: Suite, registry: Registry, kind: PluginKind, name: str) -> type
     try:
         plugin = registry.get(kind, name)
     except UsageError as error:
-        raise type(error)(f"{suite.source}: {error.message}", error.hint) from None
+        entries: dict[str, Sequence[AlgorithmEntry | PluginEntry]] = {
+            "algorithm": suite.algorithms,
+            "backbone": suite.backbones,
+            "dataset": suite.datasets,
+        }
+        number = 1 + [entry.name for entry in entries[kind]].index(name)
+        where = place(suite.source, kind, number, name)
+        raise type(error)(f"{where}: {error.message}", error.hint) from None
     cls: type[Any] = plugin.load()
     return cls
 

@@ -161,7 +161,7 @@ def run_cells(
         store.remember_suite(name, members)
     watch.planned(plan)
     result = RunResult(plan)
-    executor = _LazyExecutor(options, bench, store, watch)
+    executor = _LazyExecutor(options, bench, store, watch, jobs=len(plan.jobs))
     try:
         _run_jobs(executor, bench, store, options, result, watch)
         if not result.stopped:
@@ -273,10 +273,15 @@ def in_order(
 
 
 class _LazyExecutor:
-    """The executor of a run, begun with its first job; where all is finished, no process starts."""
+    """The executor of a run, begun with its first job; where all is finished, no process starts.
 
-    def __init__(self, options: RunOptions, bench: Workbench, store: Store, watch: Watch) -> None:
-        self.slots = options.jobs or 1
+    Nor do more start than there are `jobs`: the pool starts all its workers at once.
+    """
+
+    def __init__(
+        self, options: RunOptions, bench: Workbench, store: Store, watch: Watch, *, jobs: int
+    ) -> None:
+        self.slots = max(1, min(options.jobs or 1, jobs))  # without jobs there may be timings
         self._options, self._bench, self._store, self._watch = options, bench, store, watch
         self._begun: Executor | None = None
 
@@ -305,7 +310,7 @@ class _LazyExecutor:
             tuple((cls.__module__, cls.__qualname__) for cls in options.classes),
             options.strict_plugins,
         )
-        return Workers(options.jobs, place, self._watch.progress, timeout=options.timeout)
+        return Workers(self.slots, place, self._watch.progress, timeout=options.timeout)
 
 
 def _note_failure(bench: Workbench, store: Store, job: Job, failure: Failure) -> None:

@@ -167,9 +167,14 @@ def open_suite(name: str, registry: Registry) -> Suite:
     Raises:
         UsageError: there is none, or something is wrong in it.
     """
-    if name not in registry.suites and (name.endswith(".toml") or "/" in name or "\\" in name):
+    if name not in registry.suites and is_path(name):
         return load_suite(Path(name))
     return load_suite(registry.get("suite", name).load())
+
+
+def is_path(name: str) -> bool:
+    """Whether it looks like a suite file's path; a registered name may look so too."""
+    return name.endswith(".toml") or "/" in name or "\\" in name
 
 
 def load_suite(path: Path) -> Suite:
@@ -236,7 +241,10 @@ def _seeds(value: object, source: str) -> tuple[int, ...]:
             "seeds = 3, or seeds = [0, 1, 2]",
         )
     if len(set(seeds)) < len(seeds) or any(type(s) is not int or not 0 <= s < 2**63 for s in seeds):
-        raise UsageError(f"{source}: seeds = {value!r} should be different whole numbers from 0")
+        raise UsageError(
+            f"{source}: seeds = {value!r} should be different whole numbers from 0 and below 2**63",
+            "seeds = 3, or seeds = [0, 1, 2]",
+        )
     return tuple(seeds)
 
 
@@ -250,12 +258,11 @@ def _entries(
         or not all(isinstance(e, dict) for e in entries)
     ):
         raise UsageError(f"{source}: a suite needs one [[{key}]] or more", f"write [[{key}]]")
-    return tuple(read(e, _place(source, key, i, e)) for i, e in enumerate(entries, 1))
+    return tuple(read(e, place(source, key, i, e.get("name"))) for i, e in enumerate(entries, 1))
 
 
-def _place(source: str, key: str, number: int, entry: Settings) -> str:
-    """`my.toml, [[algorithm]] 3 (maml)`."""
-    name = entry.get("name")
+def place(source: str, key: str, number: int, name: object) -> str:
+    """`my.toml, [[algorithm]] 3 (maml)`; without the last where the name is no text."""
     return f"{source}, [[{key}]] {number}" + (f" ({name})" if isinstance(name, str) else "")
 
 
@@ -309,7 +316,7 @@ def _check_names(suite: Suite) -> None:
     _check_distinct(suite.source, "backbone", labels)
     _check_distinct(suite.source, "protocol", protocols)
     for number, entry in enumerate(suite.algorithms, 1):
-        where = f"{suite.source}, [[algorithm]] {number} ({entry.name})"
+        where = place(suite.source, "algorithm", number, entry.name)
         for pattern in entry.backbones:
             if not any_match([pattern], labels):
                 raise _nothing(f"{where}, backbones", "backbone", pattern, labels)

@@ -79,12 +79,15 @@ class Store:
                     "run a suite into it first, or name another result folder with --out",
                 )
             try:
-                schema = int(files.read_json(mark)["schema"])
-            except (ValueError, TypeError, KeyError) as error:
-                raise StoreError(
-                    f"{mark} cannot be read: {error}",
-                    f'write {{"schema": {SCHEMA}}} into it, or choose another folder with --out',
-                ) from error
+                value = files.read_json(mark)
+            except ValueError:
+                value = None
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if type(schema) is not int or schema < 1:  # nor is a truth value a number
+            raise StoreError(
+                f"{mark} has no schema number",
+                f'write {{"schema": {SCHEMA}}} into it, or choose another folder with --out',
+            )
         if schema > SCHEMA:
             raise newer_version(f"result folder {root}", schema)
         return cls(root)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from interruptions import KilledError, Memory, interrupt_at
 from torch import Tensor, nn
 
 from metabench.api.context import Context
@@ -22,39 +22,6 @@ from metabench.engine.train import TrainingResult, planned_phases, train, train_
 from metabench.errors import NotANumberError, PluginError
 
 States = dict[str, Tensor]
-
-
-class KilledError(Exception):
-    """As if the process had been killed."""
-
-
-class Memory:
-    """Checkpoints in memory, as a file would keep them: copied, the facts as JSON."""
-
-    def __init__(self, every: int = 1) -> None:
-        self.every = every
-        self.kept: tuple[str, States] | None = None
-        self.steps: list[int] = []
-
-    def load(self) -> tuple[dict[str, Any], States] | None:
-        if self.kept is None:
-            return None
-        meta, tensors = self.kept
-        return json.loads(meta), {name: value.clone() for name, value in tensors.items()}
-
-    def save(self, step: int, tensors: States, meta: dict[str, Any]) -> None:
-        self.steps.append(step)
-        if len(self.steps) % self.every == 0:
-            copied = {name: value.detach().clone() for name, value in tensors.items()}
-            self.kept = (json.dumps(meta), copied)
-
-
-def interrupt_at(phase: str, step: int) -> Callable[[Progress], None]:
-    def monitor(progress: Progress) -> None:
-        if (progress.phase, progress.step) == (phase, step):
-            raise KilledError
-
-    return monitor
 
 
 def learner(world, plan: Callable[[Any, Recipe], Sequence[Phase]] | None = None) -> type:

@@ -1,138 +1,18 @@
 """Matrices: which cells a suite gives, under which filters and changes, and how they are named."""
 
 import pickle
+import re
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-from pydantic import Field
+from small_registry import REGISTRY, SUITE, Learner, LearnerSettings
 
-from metabench.api.recipe import Hyperparameters, Recipe
+from metabench.api.recipe import Recipe
 from metabench.errors import UnknownNameError, UsageError
-from metabench.registry import Entry, Registry
 from metabench.runner.cells import Cell
 from metabench.runner.matrix import Filters, build_matrix
 from metabench.runner.resolve import load_choice
 from metabench.runner.suite import load_suite
-
-
-class LearnerSettings(Hyperparameters):
-    rate: float = Field(0.4, gt=0, description="inner learning rate")
-    steps: int = Field(5, ge=0, description="inner steps")
-    norm: str = Field("support", pattern="^(support|batch)$", description="whose moments")
-
-
-class MetricSettings(Hyperparameters):
-    distance: str = Field("cosine", description="between embeddings")
-
-
-class NetSettings(Hyperparameters):
-    width: int = Field(64, ge=1, description="channels")
-
-
-class PointSettings(Hyperparameters):
-    noise: float = Field(0.0, ge=0, description="standard deviation")
-
-
-class Learner:
-    hyperparameters = LearnerSettings
-    recipe = Recipe(steps=60, ways=20)
-
-    @classmethod
-    def inference_mode(cls, hp):
-        return "transductive" if hp.norm == "batch" else "inductive"
-
-
-class Metric:
-    hyperparameters = MetricSettings
-    recipe = Recipe(steps=70, lr=0.5)
-
-    @classmethod
-    def inference_mode(cls, hp):
-        return "inductive"
-
-
-class Net:
-    hyperparameters = NetSettings
-
-
-class Points:
-    hyperparameters = PointSettings
-    class_splits: ClassVar = ("first", "second")
-    rotations = False
-
-
-class Images(Points):
-    rotations = True
-
-
-def registry_of(**kinds):
-    tables = {
-        kind: {
-            name: Entry(name=name, kind=kind[:-1], plugin="p", owner="p", source=cls)
-            for name, cls in classes.items()
-        }
-        for kind, classes in kinds.items()
-    }
-    return Registry(**tables)
-
-
-REGISTRY = registry_of(
-    algorithms={"learner": Learner, "metric": Metric},
-    backbones={"net": Net, "pixels": Net},
-    datasets={"points": Points, "images": Images},
-)
-
-SUITE = """
-summary = "a suite"
-seeds = 2
-
-[recipe]
-validate_every = 10
-
-[recipes.shared]
-steps = 400
-lr = 0.25
-
-[[dataset]]
-name = "points"
-
-[[protocol]]
-ways = 5
-shots = 1
-
-[[protocol]]
-ways = 5
-shots = 5
-
-[[backbone]]
-name = "net"
-label = "net-32"
-hyperparameters = {width = 32}
-
-[[backbone]]
-name = "pixels"
-
-[[algorithm]]
-name = "learner"
-backbones = ["net-*"]
-hyperparameters = {rate = 0.1}
-recipe = {steps = 80}
-
-[algorithm.protocols."5w5s"]
-hyperparameters = {steps = 3}
-recipe = {lr = 0.01}
-
-[[algorithm]]
-name = "learner"
-variant = "classic"
-backbones = ["net-*"]
-hyperparameters = {rate = 0.1, norm = "batch"}
-
-[[algorithm]]
-name = "metric"
-recipe = "shared"
-"""
 
 
 @pytest.fixture
@@ -342,6 +222,15 @@ def test_protocols_that_a_change_makes_equal_are_run_once(matrix):
         ("dataset.x.noise=1", "no dataset 'x'", "points"),
         ("protocol.epsodes=1", "no key called 'epsodes'", "'episodes'"),
         ("protocol.episodes=1", "episodes = 1 should be greater than or equal to 2", ""),
+        ("metric.steps=3", "no key called 'steps'", "'metric.recipe.steps'"),
+        ("metric.width=3", "no key called 'width'", "known: distance"),
+        ("*.width=3", "no key called 'width'", "'backbone.*.width'"),
+        ("net.width=3", "no algorithm 'net'", "'backbone.net.width'"),
+        ("net-32.width=3", "no algorithm 'net-32'", "'backbone.net-32.width'"),
+        ("points.noise=1", "no algorithm 'points'", "'dataset.points.noise'"),
+        ("learner.rate=nan", "--set learner.rate=nan: rate = nan should", "rate: inner learning"),
+        ("learner.rate=[inf]", "=[inf]: rate = [inf] should be a finite", "rate: inner learning"),
+        ("learner.rate=2026-01-01", ": rate = 2026-01-01 has no meaning", "rate: inner learning"),
         ("learner.rate=-1", "rate = -1 should be greater than 0", "inner learning rate"),
         ("learner.rate=fast", 'rate = "fast" should be a valid number', ""),
         ("learner.norm=all", 'norm = "all"', "whose moments"),
@@ -379,7 +268,11 @@ def test_a_change_of_what_is_filtered_out_is_an_error(matrix):
 def test_an_unknown_plugin_is_named_with_file_and_nearest_name(matrix, path, old, new, what):
     with pytest.raises(UnknownNameError, match=what) as caught:
         matrix(SUITE.replace(old, new))
-    assert str(path) in caught.value.message
+    kind = what.split()[1]
+    name = new.split('"')[1]
+    assert re.match(
+        rf"{re.escape(str(path))}, \[\[{kind}\]\] \d \({name}\): ", caught.value.message
+    )
 
 
 @pytest.mark.parametrize(

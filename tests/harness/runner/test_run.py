@@ -107,6 +107,24 @@ def test_a_row_is_timed_once_whatever_the_number_of_seeds(ask, classes) -> None:
     assert [len(experiment.store.timings(key)) for key in plan.keys] == [1, 0]
 
 
+def test_there_are_no_more_workers_than_jobs(ask, classes, monkeypatch) -> None:
+    begun: list[int] = []
+
+    class Counted(Fake):
+        def close(self) -> None:
+            pass
+
+    def workers(jobs: int, *args: object, **options: object) -> Fake:
+        begun.append(jobs)
+        return Counted(jobs, set(), [])
+
+    monkeypatch.setattr(run_module, "Workers", workers)
+    monkeypatch.setattr("metabench.experiment.prepared._check_importable", lambda cls: None)
+    ask(classes["prototypes"], seeds=1, jobs=12).run()
+    ask(classes["prototypes"], seeds=3, jobs=2).run()
+    assert begun == [1, 2]
+
+
 def test_a_failed_cell_is_noted_and_the_others_run(ask, classes) -> None:
     both = ask(classes["raising"], classes["prototypes"]).run()
     raised, fine = both.outcome.plan.keys

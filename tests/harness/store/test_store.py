@@ -54,17 +54,26 @@ def test_a_folder_of_a_newer_version_is_refused(store):
     assert "upgrade" in caught.value.hint
 
 
-def test_a_folder_of_an_older_version_is_read(store, publish):
+def test_a_folder_of_an_older_version_is_read(store, publish, monkeypatch):
     record = publish(store)
-    (store.root / "store.json").write_text('{"schema": 0}')
+    monkeypatch.setattr("metabench.store.store.SCHEMA", 2)
+    assert json.loads((store.root / "store.json").read_text()) == {"schema": 1}
     assert Store.open(store.root).find(record.key) == record
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "x"}'])
-def test_a_mark_that_cannot_be_read_is_an_error(store, text):
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "null", "{}", '{"schema_version": 99}'),
+        *(f'{{"schema": {value}}}' for value in ('"x"', "-5", "0", "1.5", "true", "null", "[1]")),
+    ],
+)
+def test_a_mark_without_a_schema_number_is_an_error(store, text):
     (store.root / "store.json").write_text(text)
-    with pytest.raises(StoreError, match=r"store\.json cannot be read"):
-        Store.open(store.root)
+    for create in (True, False):
+        with pytest.raises(StoreError, match=r"store\.json has no schema number\nwrite") as caught:
+            Store.open(store.root, create=create)
+        assert "--out" in caught.value.hint
 
 
 def test_reading_where_nothing_is_makes_nothing(tmp_path):
