@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import multiprocessing
 import os
 import pickle
 import queue
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.context import SpawnContext
+from multiprocessing.synchronize import RLock
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,12 +110,13 @@ class Workers:
         self._running: dict[int, _Running] = {}
         self._count = 0
         self._any_began = False
+        self._context = _Spawn()
         self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPool:
         pool = ProcessPool(
             max_workers=self.slots,
-            context=multiprocessing.get_context("spawn"),
+            context=self._context,
             initializer=initialise,
             initargs=[os.getpid()],
         )
@@ -203,6 +205,22 @@ class Workers:
     def _look_for_pid(self, running: _Running) -> None:
         with contextlib.suppress(OSError, ValueError):
             running.pid = json.loads(running.note.read_bytes())["pid"]
+
+
+class _Spawn(SpawnContext):
+    """Starts processes by spawn; its locks live as long as it does.
+
+    The pool drops its locks before it ends its workers. One that was just starting, in the place
+    of one that died, would not find them and say so in a traceback.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._locks: list[RLock] = []
+
+    def RLock(self) -> RLock:  # noqa: N802  (the name that it overrides)
+        self._locks.append(super().RLock())
+        return self._locks[-1]
 
 
 class _NoWorkerError(UsageError):
