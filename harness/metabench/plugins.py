@@ -30,12 +30,14 @@ from metabench.rendering import plain
 
 GROUP = "metabench"
 DISABLE = "METABENCH_DISABLE_PLUGINS"
+EVERYTHING = "all"
+"""In `METABENCH_DISABLE_PLUGINS`: every plugin but the built-in one."""
 OWN_DISTRIBUTION = "metabench"
 LONGEST = 300
 """Characters of a plugin's own error text that its one line may have."""
 
-Status = Literal["loaded", "failed", "disabled"]
-_OUTCOME: dict[Status, str] = {"failed": "is left out", "loaded": "is loaded in part"}
+Status = Literal["loaded", "loaded in part", "failed", "disabled"]
+_OUTCOME: dict[Status, str] = {"failed": "is left out", "loaded in part": "is loaded in part"}
 _logger = logging.getLogger(__name__)
 
 
@@ -46,7 +48,8 @@ class PluginInfo:
     Attributes:
         name: of its entry point.
         distribution, version: of the package that it came in.
-        status: loaded, failed (nothing of it is registered) or disabled.
+        status: loaded, loaded in part (some of its names were refused), failed (nothing of it is
+            registered) or disabled.
         error: why it failed, or which of its names were refused; empty where all is well.
     """
 
@@ -86,7 +89,8 @@ def load_registry(
 
     Args:
         strict: raise instead of warning.
-        warn: called with one line for each plugin that failed or had a name refused.
+        warn: called with one line for each plugin that failed or had a name refused, and for each
+            name in `METABENCH_DISABLE_PLUGINS` that no plugin has.
 
     Raises:
         PluginError: `strict`, and a plugin failed or wanted a name that is taken.
@@ -94,8 +98,10 @@ def load_registry(
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     registry = Registry()
-    disabled = _disabled()
-    for found in _discover():
+    disabled, everything = _disabled(), _discover()
+    for line in _disabled_in_vain(disabled, everything):
+        warn(line)
+    for found in everything:
         if _is_disabled(found, disabled):
             registry.plugins.append(found.info("disabled"))
             continue
@@ -138,8 +144,20 @@ def _disabled() -> set[str]:
 
 
 def _is_disabled(found: _Found, disabled: set[str]) -> bool:
-    names = {_normal(found.point.name), _normal(found.distribution)}
-    return bool(names & disabled) or ("all" in disabled and not found.builtin)
+    return bool(_names(found) & disabled) or (EVERYTHING in disabled and not found.builtin)
+
+
+def _names(found: _Found) -> set[str]:
+    return {_normal(found.point.name), _normal(found.distribution)}
+
+
+def _disabled_in_vain(disabled: set[str], everything: list[_Found]) -> Iterator[str]:
+    """A line for each name of `METABENCH_DISABLE_PLUGINS` that no plugin has."""
+    names = {name for found in everything for name in _names(found)}
+    for word in sorted(disabled - names - {EVERYTHING}):
+        near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "metabench list plugins shows their names"
+        yield plain(f"{DISABLE} names {word!r}, and there is no such plugin; {hint}")
 
 
 def _normal(name: str) -> str:
@@ -165,7 +183,7 @@ def _load_one(manager: pluggy.PluginManager, found: _Found, registry: Registry) 
     refused = [
         f"{refusal} ({where})" for entry, where in brought if (refusal := registry.add(entry))
     ]
-    return found.info("loaded", "; ".join(refused))
+    return found.info("loaded in part" if refused else "loaded", "; ".join(refused))
 
 
 def _register(manager: pluggy.PluginManager, plugin: Any, found: _Found) -> None:

@@ -100,6 +100,7 @@ def test_prepare_verify_remove(run: Any, tmp_path: Path) -> None:
         "metabench: quickdraw: decoding",
         "metabench: quickdraw is ready",
     ]
+    assert run("prepare", "quickdraw").stderr == "metabench: quickdraw is ready\n"
     [array] = (tmp_path / "data" / "quickdraw").rglob("*.npy")
     assert json.loads(run("verify", "--json").stdout) == [
         {"name": "quickdraw", "state": "intact", "error": None}

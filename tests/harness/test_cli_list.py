@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 import metabench
@@ -18,6 +21,7 @@ from metabench.cli.app import VERBS
 from metabench.cli.list import COLUMNS
 from metabench.errors import DataMissingError
 from metabench.registry import Registry, make_entry
+from metabench.store.store import Store
 
 
 def run(*args: str) -> Result:
@@ -188,16 +192,123 @@ def test_a_shell_can_complete_words(shell: str, metabench) -> None:
     assert "_METABENCH_COMPLETE" in script.stdout
 
 
-def test_completion_knows_verbs_and_kinds(metabench) -> None:
-    ask = {"COMP_WORDS": "metabench list ba", "COMP_CWORD": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", "from metabench.cli import main; main(prog_name='metabench')"],
-        env={**os.environ, **ask, "_METABENCH_COMPLETE": "bash_complete"},
+def completed(line: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """What bash is offered for the last word of a line; no process of it may load PyTorch."""
+    ask = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    code = (
+        "import sys\nfrom metabench.cli import main\ntry:\n    main(prog_name='metabench')\n"
+        "finally:\n    assert 'torch' not in sys.modules"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **ask, **environment, "_METABENCH_COMPLETE": "bash_complete"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout.split() == ["plain,backbones"]
+
+
+def test_completion_knows_verbs_and_kinds() -> None:
+    done = completed("metabench list ba")
+    assert (done.stdout.split(), done.stderr) == (["plain,backbones"], "")
+
+
+def test_completion_knows_registered_names_and_is_silent(
+    third_party: Callable[[str], Path],
+) -> None:
+    broken = {"PYTHONPATH": str(third_party("metabench-raises-at-import"))}
+    done = completed("metabench run -s smoke -a prot", **broken)
+    assert (done.stdout.split(), done.stderr) == (["plain,protonet"], "")
+    done = completed("metabench nothing -a prot")
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("run -b conv", ["conv4"]),
+        ("run --dataset ", ["omniglot", "quickdraw"]),
+        ("run -s smo", ["smoke"]),
+        ("run -s mi", ["mine.toml"]),
+        ("run -s sub/", ["sub/other.toml"]),
+        ("run -s nowhere/x", ["nowhere/x"]),  # the shell's own paths
+        ("leaderboard -s fewsh", ["fewshot"]),
+        ("show quick", ["quickdraw"]),
+        ("show suite:om", ["suite:omniglot"]),
+        ("show omni", ["omniglot-quick"]),
+        ("data prepare quickdraw omn", ["omniglot"]),
+    ],
+)
+def test_names_and_suite_files_are_completed(
+    line: str, offered: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("mine.toml", "mine.txt", "sub/other.toml"):
+        (tmp_path / name).touch()
+    *words, last = line.split(" ")
+    found = ShellComplete(main, {}, "metabench", "_X").get_completions(words, last)
+    assert [item.value for item in found] == offered
+
+
+WARNING = """
+import warnings
+
+from metabench import hookimpl
+
+warnings.warn("old \x1b[31mways", DeprecationWarning, stacklevel=2)
+warnings.warn("this is odd", stacklevel=1)
+
+
+@hookimpl
+def metabench_register_algorithms():
+    return []
+"""
+
+
+def test_warnings_of_python_are_lines_of_our_own(metabench, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(WARNING)
+    info = tmp_path / "odd-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[metabench]\nodd = odd\n")
+    done = metabench("list", "suites", path=(tmp_path,))
+    [line] = done.stderr.splitlines()
+    assert line == f"metabench: warning: UserWarning: this is odd ({tmp_path / 'odd.py'}:7)"
+    in_a_worker = (
+        "import os, warnings; from metabench.runner.worker import initialise\n"
+        "initialise(os.getppid()); warnings.warn('this is odd')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", in_a_worker], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""  # the run's own process said it
+
+
+@pytest.mark.parametrize("verb", ["status", "clean", "leaderboard -s x", "show 12345678"])
+def test_a_tilde_is_the_home_folder_for_every_verb(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = Store.open(tmp_path / "out")
+    words = verb.split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METABENCH_OUT", "~/out")
+    by_variable = CliRunner().invoke(main, words)
+    monkeypatch.delenv("METABENCH_OUT")
+    by_option = CliRunner().invoke(main, [*words, "--out", "~/out"])
+    absolute = CliRunner().invoke(main, [*words, "--out", str(store.root)])
+    told = [(d.exit_code, d.stdout, d.stderr) for d in (by_variable, by_option, absolute)]
+    assert told[0] == told[1] == told[2]
+    assert "there are no results in" not in absolute.stderr
+    nobody = CliRunner().invoke(main, [*words, "--out", "~nobody-of-this-name/out"])
+    assert (nobody.exit_code, len(nobody.stderr.splitlines())) == (2, 2)
+
+
+def test_a_tilde_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = json.loads(CliRunner().invoke(main, ["data", "list", "--json", "-d", "~/d"]).stdout)
+    assert rows[0]["path"].startswith(str(tmp_path / "d"))
 
 
 def test_the_public_api_is_complete_and_the_same_in_all_three_places() -> None:

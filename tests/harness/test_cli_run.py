@@ -50,11 +50,6 @@ name = "maml"
 """
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
 @pytest.fixture
 def run(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """`metabench run` in an empty folder with `tiny.toml`."""

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from metabench import Field, Hyperparameters
 from metabench.cli import main
-from metabench.cli.show_plugin import settings_table
+from metabench.cli.show_plugin import settings_data, settings_table
 from metabench.plugins import registry
 from metabench.store.suites import SuiteCell
 
@@ -43,11 +43,12 @@ def test_an_algorithm_has_paper_idea_settings_and_recipe(run: Any) -> None:
     assert told["idea"].startswith("Prototypical networks.\n\nJake Snell")
     assert told["hyperparameters"][1] == {
         "name": "temperature",
-        "default": "1.0",
-        "values": "number, > 0",
+        "default": 1.0,
+        "schema": {"type": "number", "exclusiveMinimum": 0},
         "meaning": "distances are divided by it before the softmax",
     }
-    assert told["recipe"]["steps"] == str(ProtoNet.recipe.steps)
+    assert told["recipe"] == ProtoNet.recipe.model_dump(mode="json")
+    assert told["equivariant to"] == sorted(ProtoNet.equivariant_to)
     assert told["inference"] == "inductive"
 
 
@@ -65,13 +66,14 @@ def test_a_data_set_has_its_card_and_licence(run: Any) -> None:
     assert told["licence"] == "CC BY 4.0, Google"
     assert "What it is not" in told["card"]
     assert told["state"] == "ready"
+    assert (told["size"], told["class splits"]) == (0, ["default"])
 
 
 def test_a_suite_has_its_matrix(run: Any) -> None:
     told = json.loads(run("smoke", "--json").stdout)
-    assert told["cells"] == sum(len(row["seeds"].split(",")) for row in told["matrix"])
+    assert told["cells"] == sum(len(row["seeds"]) for row in told["matrix"])
     proto = next(row for row in told["matrix"] if row["algorithm"] == "protonet")
-    assert (proto["backbone"], proto["steps"], proto["seeds"]) == ("conv4-8", 10, "0")
+    assert (proto["backbone"], proto["steps"], proto["seeds"]) == ("conv4-8", 10, [0])
     assert told["protocols"][0]["name"] == "5w1s5q"
 
 
@@ -85,7 +87,8 @@ def test_a_suite_can_be_a_file(run: Any, tmp_path: Path) -> None:
         '[[algorithm]]\nname = "nearest-centroid"\n'
     )
     told = json.loads(run(str(file), "--json").stdout)
-    assert (told["cells"], told["matrix"][0]["seeds"]) == (2, "3,5")
+    assert (told["cells"], told["matrix"][0]["seeds"]) == (2, [3, 5])
+    assert "3,5" in run(str(file)).stdout
 
 
 def test_a_name_of_two_things_asks_which(run: Any) -> None:
@@ -117,6 +120,18 @@ def test_settings_say_what_they_may_be() -> None:
     }
 
 
+def test_settings_as_data_are_values() -> None:
+    rows = {row["name"]: (row["default"], row["schema"]) for row in settings_data(Many())}
+    assert rows == {
+        "rate": (0.5, {"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
+        "steps": (None, {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}),
+        "mode": ("b", {"type": "string", "enum": ["a", "b"]}),
+        "on": (True, {"type": "boolean"}),
+        "word": ("xy", {"type": "string", "minLength": 2, "pattern": "^x"}),
+        "sizes": ([1, 2], {"type": "array", "items": {"type": "integer"}}),
+    }
+
+
 # Cells.
 
 
@@ -131,10 +146,37 @@ def test_a_finished_cell_has_record_times_log_and_command(run: Any, results: Any
     assert told["log"].splitlines() == [f"line {n}" for n in range(30, 50)]
     assert told["command"].endswith("--algorithm maml --backbone conv4-32 --seed 0")
     text = run(key).stdout
-    score = results.predicted[key].accuracies.mean()
+    score = results.predicted[key].scores("accuracy").mean()
     assert f"score: {score:.4f}\n" in text
     assert "algorithm: code=aaaaaaaa" in text
     assert "to run it again\n  metabench run --suite study" in text
+
+
+def test_the_line_that_runs_a_cell_again_works_here(run: Any, results: Any, tmp_path: Path) -> None:
+    key = results.add("maml", suite="gone", command="metabench run --suite old/gone.toml --seed 0")
+    mine = tmp_path / "mine.toml"
+    lines = {
+        "gone": "metabench run --suite old/gone.toml --seed 0",
+        "mine": f"metabench run --suite {mine} --seed 0",
+        "smoke": "metabench run --suite smoke --algorithm maml --seed 0",
+    }
+    [first] = results.store.suite("gone")
+
+    def again() -> str:
+        return json.loads(run(key, "--json").stdout)["command"]
+
+    def note(suite: str) -> None:
+        noted = first.model_copy(update={"command": lines[suite]})
+        results.store.remember_suite(suite, [noted])
+
+    assert again() == lines["gone"]  # nothing better is known
+    note("gone")
+    note("smoke")
+    assert again() == lines["smoke"]
+    note("mine")
+    assert again() == lines["smoke"]
+    mine.touch()
+    assert again() == lines["mine"]
 
 
 def test_a_failed_cell_has_its_error_and_traceback(run: Any, results: Any) -> None:

@@ -197,7 +197,9 @@ def test_a_taken_name_is_refused_and_both_sides_are_named(install: Install) -> N
     assert "'maml' is taken by plugin 'builtin' of metabench " in warning
     assert registry.get("algorithm", "maml").plugin == "builtin"
     assert registry.get("algorithm", "one").plugin == "plug"
-    assert info_of(registry).status == "loaded"
+    info = info_of(registry)
+    assert info.status == "loaded in part"
+    assert "the algorithm name 'maml' is taken" in info.error
     with pytest.raises(PluginError, match="taken by plugin 'builtin'"):
         load(strict=True)
 
@@ -226,7 +228,7 @@ def test_of_two_installations_of_one_distribution_the_first_on_the_path_counts(
     assert info_of(registry).version == "7.1"
 
 
-@pytest.mark.parametrize("word", ["plug", "dist-plug", "Dist_Plug", "other, plug", "all"])
+@pytest.mark.parametrize("word", ["plug", "dist-plug", "Dist_Plug", " ,plug", "all"])
 def test_plugins_can_be_disabled_by_either_name(
     word: str, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +239,20 @@ def test_plugins_can_be_disabled_by_either_name(
     assert info_of(registry) == PluginInfo("plug", "dist-plug", "7.1", "disabled")
     assert info_of(registry, "builtin").status == "loaded"
     assert "maml" in registry.algorithms
+
+
+def test_a_name_that_disables_nothing_is_said_with_the_nearest(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(ALGORITHMS + f"return [Lazy('one', 'plug:One', {FACTS})]\n")
+    monkeypatch.setenv(plugins.DISABLE, "plugg,xyzzy")
+    registry, lines = load(strict=True)
+    assert "one" in registry.algorithms
+    assert lines == [
+        f"{plugins.DISABLE} names 'plugg', and there is no such plugin; did you mean 'plug'?",
+        f"{plugins.DISABLE} names 'xyzzy', and there is no such plugin;"
+        " metabench list plugins shows their names",
+    ]
 
 
 def test_what_a_plugin_prints_at_import_goes_to_standard_error(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -50,7 +51,8 @@ class VerbGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in VERBS and not args[0].startswith("-"):
+        known = args[0] in VERBS or args[0].startswith("-")
+        if not known and not ctx.resilient_parsing:  # which a shell that completes words asks for
             ctx.fail(f"There is no verb {args[0]!r}.{nearest(args[0], list(VERBS))}")
         return super().resolve_command(ctx, args)
 
@@ -108,6 +110,19 @@ class _StandardError(logging.Handler):
         click.echo(f"metabench: {record.levelname.lower()}: {plain(record.getMessage())}", err=True)
 
 
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    """Warnings of Python, by plugins as they load for instance, in one line like our own."""
+    told = plain(f"{category.__name__}: {message} ({filename}:{lineno})")
+    click.echo(f"metabench: warning: {told}", err=True)
+
+
 @click.group(
     cls=VerbGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -122,6 +137,7 @@ def main(strict_plugins: bool) -> None:
     logger = logging.getLogger("metabench")
     if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
         logger.addHandler(_StandardError())
+    warnings.showwarning = _warn
     if strict_plugins:
         from metabench.plugins import registry
 

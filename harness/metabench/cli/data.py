@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from metabench.cli.complete import names_of
 from metabench.cli.confirm import confirmed
 from metabench.cli.options import data_option
 from metabench.cli.output import format_options, print_rows
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 LIST = ("name", "state", "size", "download", "licence", "origin", "path")
 VERIFIED = ("name", "state", "error")
 FAILED = 1
+DATASETS = names_of("dataset")
 
 
 @click.group()
@@ -52,7 +54,7 @@ def list_command(data_dir: Path, fmt: Format) -> None:
 
 
 @command.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=DATASETS)
 @click.option("--all", "everything", is_flag=True, help="All data sets.")
 @data_option
 def prepare(names: tuple[str, ...], everything: bool, data_dir: Path) -> None:
@@ -79,7 +81,7 @@ def prepare(names: tuple[str, ...], everything: bool, data_dir: Path) -> None:
 
 
 @command.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=DATASETS)
 @data_option
 @format_options
 @click.pass_context
@@ -96,7 +98,7 @@ def verify(ctx: click.Context, names: tuple[str, ...], data_dir: Path, fmt: Form
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", shell_complete=DATASETS)
 @click.option("-y", "--yes", is_flag=True, help="Delete without asking.")
 @data_option
 def remove(name: str, yes: bool, data_dir: Path) -> None:

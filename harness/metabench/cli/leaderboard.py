@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from metabench.cli import complete
 from metabench.cli.options import out_option
 from metabench.cli.output import format_options, print_rows, print_text
 from metabench.rendering import Format, plain
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-s", "--suite", required=True, help="A suite's name, or the path of its file.")
+@click.option(
+    "-s",
+    "--suite",
+    required=True,
+    shell_complete=complete.suites,
+    help="A suite's name, or the path of its file.",
+)
 @out_option
 @format_options
 def command(suite: str, out: Path, fmt: Format) -> None:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from metabench.store import DEFAULT_OUT, OUT_VARIABLE, result_folder
+from metabench.errors import UsageError
+from metabench.store import DEFAULT_OUT, OUT_VARIABLE, result_folder, with_home
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,7 +21,7 @@ class _ResultFolder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":  # which `Path` takes for the current folder
             result_folder(value)
-        return super().convert(value, param, ctx)
+        return super().convert(with_home(value), param, ctx)  # no shell expands a variable's `~`
 
 
 def out_option(function: F) -> F:
@@ -73,4 +74,7 @@ def device_option(function: F) -> F:
 def _data_folder(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> Path:
     from metabench.data.folder import data_folder
 
-    return data_folder(value)
+    try:
+        return data_folder(value)
+    except RuntimeError as error:  # `~NAME`, and nobody of that name has a home here
+        raise UsageError(f"the data folder: {error}", "write the folder out") from None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from metabench.cli import complete
 from metabench.cli.options import data_option, device_option, out_option
 from metabench.cli.output import format_options, print_rows
 from metabench.errors import UsageError
@@ -44,14 +47,43 @@ class _Seeds(_ParamType):
 
 
 @click.command()
-@click.option("-s", "--suite", required=True, help="A suite's name, or the path of a TOML file.")
 @click.option(
-    "-a", "--algorithm", "algorithms", multiple=True, help="Only these: a name, or name/variant."
+    "-s",
+    "--suite",
+    required=True,
+    shell_complete=complete.suites,
+    help="A suite's name, or the path of a TOML file.",
 )
-@click.option("-b", "--backbone", "backbones", multiple=True, help="Only these: a name or label.")
-@click.option("--dataset", "datasets", multiple=True, help="Only these: a name or label.")
+@click.option(
+    "-a",
+    "--algorithm",
+    "algorithms",
+    multiple=True,
+    shell_complete=complete.names_of("algorithm"),
+    help="Only these: a name, or name/variant.",
+)
+@click.option(
+    "-b",
+    "--backbone",
+    "backbones",
+    multiple=True,
+    shell_complete=complete.names_of("backbone"),
+    help="Only these: a name or label.",
+)
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    shell_complete=complete.names_of("dataset"),
+    help="Only these: a name or label.",
+)
 @click.option("-p", "--protocol", "protocols", multiple=True, help="Only these: such as 5w1s.")
-@click.option("--exclude", multiple=True, help="Leave out an algorithm, a variant or a backbone.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    shell_complete=complete.names_of("algorithm", "backbone"),
+    help="Leave out an algorithm, a variant or a backbone.",
+)
 @click.option("--seeds", type=click.IntRange(1), help="How many training seeds, from 0.")
 @click.option("--seed", type=_Seeds(), metavar="LIST", help="Which training seeds, such as 0,3.")
 @click.option(
@@ -97,23 +129,25 @@ def command(
     if seeds is not None and seed is not None:
         raise UsageError("--seeds and --seed exclude each other", "--seeds 3 is --seed 0,1,2")
     try:
-        from metabench.experiment.prepared import prepare
+        with _ended_by_sigterm():
+            from metabench.experiment.prepared import prepare
 
-        asked = prepare(
-            options.pop("suite"),
-            seeds=seed or seeds,
-            jobs=jobs or "auto",
-            strict_plugins=ctx.find_root().params.get("strict_plugins", False),
-            **options,
-        )
-        if dry_run:
-            _print_cells(asked, fmt)
-        else:
-            ctx.exit(_run(ctx, asked, quiet, fmt))
-    except KeyboardInterrupt:
+            asked = prepare(
+                options.pop("suite"),
+                seeds=seed or seeds,
+                jobs=jobs or "auto",
+                strict_plugins=ctx.find_root().params.get("strict_plugins", False),
+                **options,
+            )
+            if dry_run:
+                _print_cells(asked, fmt)
+            else:
+                ctx.exit(_run(ctx, asked, quiet, fmt))
+    except KeyboardInterrupt as end:
         _no_more_interrupts()
-        _tell(f"interrupted; what is finished is kept. Go on with: {_again(ctx)}")
-        ctx.exit(130)
+        what, code = ("terminated", 143) if isinstance(end, _Terminated) else ("interrupted", 130)
+        _tell(f"{what}; what is finished is kept. Go on with: {_again(ctx)}")
+        ctx.exit(code)
 
 
 def _run(ctx: click.Context, asked: Prepared, quiet: bool, fmt: Format) -> int:
@@ -187,6 +221,32 @@ def _word(value: Any) -> str:
 
 def _tell(line: str) -> None:
     click.echo(plain(line), err=True)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler, `timeout` or `kill` asks the run to end."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what runs in here as Ctrl-C does: by an exception, which workers don't outlive.
+
+    Without it the process would be gone at once, and what watches over its locks complain.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would disturb the cleaning up
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _no_more_interrupts() -> None:

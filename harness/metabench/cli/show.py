@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from metabench.cli import complete
 from metabench.cli.options import data_option, out_option
 from metabench.cli.output import format_options
 from metabench.cli.page import Page, print_page
@@ -17,7 +18,7 @@ from metabench.rendering import Format
 
 
 @click.command()
-@click.argument("name", metavar="NAME|CELL")
+@click.argument("name", metavar="NAME|CELL", shell_complete=complete.anything)
 @out_option
 @data_option
 @format_options

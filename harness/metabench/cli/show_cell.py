@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.cli.page import Page, Quote, Table, facts
 from metabench.cli.sizes import size_text
 from metabench.errors import UnknownNameError, UsageError
+from metabench.plugins import registry
 from metabench.rendering import Row
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ class Found:
         key: its key.
         id: as the latest run that named it has it; empty where no suite refers to it.
         suites: that refer to it.
+        commands: the line that runs it again in each of these, as it was noted.
     """
 
     key: str
     id: str
-    suites: tuple[str, ...]
+    suites: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 def find_cell(store: Store, name: str) -> Found:
@@ -50,13 +53,16 @@ def find_cell(store: Store, name: str) -> Found:
     from metabench.leaderboard.members import labelled
     from metabench.store.shelf import keys_in
 
-    noted: dict[tuple[str, str], list[str]] = {}
+    noted: dict[tuple[str, str], dict[str, str]] = {}
     for suite in store.suites():
-        for cell, labels in labelled(store.suite(suite), suite):
-            noted.setdefault((cell.key, labels.id), []).append(suite)
-    cells = [Found(key, id_, tuple(suites)) for (key, id_), suites in noted.items()]
+        for member, labels in labelled(store.suite(suite), suite):
+            noted.setdefault((member.key, labels.id), {})[suite] = member.command
+    cells = [
+        Found(key, id_, tuple(suites), tuple(suites.values()))
+        for (key, id_), suites in noted.items()
+    ]
     others = {*store.cells.keys(), *keys_in(store.root / "failed")} - {c.key for c in cells}
-    cells += [Found(key, "", ()) for key in sorted(others)]
+    cells += [Found(key, "") for key in sorted(others)]
     found = [cell for cell in cells if cell.id == name]
     if not found and _PREFIX.fullmatch(name):
         found = [cell for cell in cells if cell.key.startswith(name)]
@@ -103,12 +109,13 @@ def cell_page(store: Store, found: Found) -> Page:
     page.data["log"] = tail
     page.add(f"the end of {log}", Quote(tail))
     if record or failed:
-        _add_command(page, store.run_info(found.key) if failed is None else failed.run)
+        ran = store.run_info(found.key) if failed is None else failed.run
+        _add_command(page, [*found.commands, ran.command])
     return page
 
 
 def _add_finished(page: Page, store: Store, record: CellRecord) -> None:
-    scores = store.episodes(record.key).accuracies
+    scores = store.episodes(record.key).scores(str(record.identity.protocol.get("metric")))
     result: dict[str, object] = {
         **record.result.model_dump(mode="json"),
         "score": float(scores.mean()),
@@ -156,10 +163,14 @@ def _add_run(page: Page, run: RunInfo) -> None:
     page.add("ran on", facts(run.model_dump(mode="json", exclude={"command"})))
 
 
-def _add_command(page: Page, run: RunInfo) -> None:
-    from metabench.leaderboard.commands import cell_command
+def _add_command(page: Page, noted: Iterable[str]) -> None:
+    """The first of these lines that can be typed here; if none can, the first of all."""
+    from metabench.leaderboard.commands import cell_command, suite_of
 
-    line = cell_command(run.command)
+    known = registry().suites
+    lines = list(filter(None, map(cell_command, noted)))
+    here = [line for line in lines if suite_of(line) in known or Path(suite_of(line)).is_file()]
+    line = next(iter(here or lines), "")
     page.data["command"] = line
     page.add("to run it again", Quote(line))
 

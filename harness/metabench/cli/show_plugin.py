@@ -53,25 +53,35 @@ def plugin_page(entry: Entry, data_dir: Path) -> Page:
         table |= _algorithm_facts(cls)
     if entry.kind == "dataset":
         table |= _dataset_facts(cls, data_dir)
-    shown = {k: v for k, v in table.items() if k not in {"kind", "name"}}
     page = Page(f"{entry.kind} {entry.name}", dict(table))
-    page.add("", facts(shown))
+    page.add("", facts(_in_words(table)))
     _add_texts(page, cls)
-    hyperparameters = settings_table(cls.hyperparameters())
-    page.data["hyperparameters"] = hyperparameters
-    page.add("hyper-parameters", Table(hyperparameters, SETTINGS))
+    hyperparameters = cls.hyperparameters()
+    page.data["hyperparameters"] = settings_data(hyperparameters)
+    page.add("hyper-parameters", Table(settings_table(hyperparameters), SETTINGS))
     if entry.kind == "algorithm":
         recipe = [{**row, "value": row["default"]} for row in settings_table(cls.recipe)]
-        page.data["recipe"] = {str(row["name"]): row["value"] for row in recipe}
+        page.data["recipe"] = cls.recipe.model_dump(mode="json")
         page.add("default recipe (how it is trained)", Table(recipe, RECIPE))
     return page
+
+
+def _in_words(table: Mapping[str, object]) -> dict[str, object]:
+    """Facts as a page for people has them: lists with commas, sizes with units."""
+    shown = {k: v for k, v in table.items() if k not in {"kind", "name"}}
+    for name, value in shown.items():
+        if isinstance(value, list):
+            shown[name] = ", ".join(map(str, value))
+        elif name == "size" and isinstance(value, int):
+            shown[name] = size_text(value)
+    return shown
 
 
 def _algorithm_facts(cls: Any) -> dict[str, object]:
     return {
         "inference": cls.inference_mode(cls.hyperparameters()),
         "output": cls.output,
-        "equivariant to": ", ".join(sorted(cls.equivariant_to)),
+        "equivariant to": sorted(cls.equivariant_to),
     }
 
 
@@ -82,9 +92,9 @@ def _dataset_facts(cls: type[Dataset], data_dir: Path) -> dict[str, object]:
     return {
         "licence": cls.licence,
         "origin": cls.origin,
-        "class splits": ", ".join(cls.class_splits),
+        "class splits": list(cls.class_splits),
         "state": row["state"],
-        "size": size_text(int(row["bytes"])),
+        "size": int(row["bytes"]),
         "path": row["path"],
     }
 
@@ -98,8 +108,35 @@ def _add_texts(page: Page, cls: type) -> None:
     page.add("card", Text(card))
 
 
+def settings_data(settings: BaseModel) -> list[Row]:
+    """For each field of a model as JSON has it: its value there, its JSON schema, its meaning."""
+    schema = type(settings).model_json_schema()
+    values = settings.model_dump(mode="json")
+    return [
+        {
+            "name": name,
+            "default": values[name],
+            "schema": _bounds(schema["properties"][name], schema.get("$defs", {})),
+            "meaning": field.description,
+        }
+        for name, field in type(settings).model_fields.items()
+    ]
+
+
+def _bounds(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A JSON schema with what it refers to in place, and without texts and the default."""
+    if isinstance(schema, list):
+        return [_bounds(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _bounds(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    texts = {"title", "description", "default"}
+    return {k: _bounds(v, definitions) for k, v in schema.items() if k not in texts}
+
+
 def settings_table(settings: BaseModel) -> list[Row]:
-    """A row for each field of a model: its value there, what it may be, what it means."""
+    """For each field of a model, in words: its value there, what it may be, what it means."""
     from metabench.runner.checked import shown
 
     schema = type(settings).model_json_schema()
@@ -163,6 +200,7 @@ def suite_page(suite: Suite, registry: Registry) -> Page:
 
     cells = build_matrix(suite, registry)
     rows: dict[object, dict[str, object]] = {}
+    seeds: dict[object, list[int]] = {}
     for cell in cells:
         row = rows.setdefault(
             cell.row,
@@ -175,10 +213,10 @@ def suite_page(suite: Suite, registry: Registry) -> Page:
                 "inference": cell.inference,
                 "steps": cell.recipe.steps,
                 "recipe_digest": cell.recipe.short_digest,
-                "seeds": "",
             },
         )
-        row["seeds"] = f"{row['seeds']},{cell.seed}".lstrip(",")
+        seeds.setdefault(cell.row, []).append(cell.seed)
+        row["seeds"] = seeds[cell.row]
     table: dict[str, object] = {
         "kind": "suite",
         "name": suite.name,
@@ -187,12 +225,13 @@ def suite_page(suite: Suite, registry: Registry) -> Page:
         "cells": len(cells),
     }
     page = Page(f"suite {suite.name}", {**table, "matrix": list(rows.values())})
-    page.add("", facts({k: v for k, v in table.items() if k not in {"kind", "name"}}))
+    page.add("", facts(_in_words(table)))
     protocols = {cell.protocol.digest: cell.protocol for cell in cells}.values()
     evaluated: list[Row] = [
         {"digest": p.short_digest, "name": p.name, **p.model_dump(mode="json")} for p in protocols
     ]
     page.data["protocols"] = evaluated
     page.add("protocols (how rows are evaluated)", Table(evaluated, list(evaluated[0])))
-    page.add("matrix", Table(list(rows.values()), MATRIX))
+    shown = [{**row, "seeds": ",".join(map(str, seeds[key]))} for key, row in rows.items()]
+    page.add("matrix", Table(shown, MATRIX))
     return page

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from metabench.cli import complete
 from metabench.cli.options import data_option, device_option, out_option
 from metabench.cli.output import format_options, print_rows, print_text
 from metabench.errors import UsageError
@@ -28,7 +29,12 @@ LONGEST = 200
 
 @click.command()
 @out_option
-@click.option("-s", "--suite", help="One suite; with --explain also the path of its file.")
+@click.option(
+    "-s",
+    "--suite",
+    shell_complete=complete.suites,
+    help="One suite; with --explain also the path of its file.",
+)
 @click.option("--explain", is_flag=True, help="Say of each cell whether it would be reused.")
 @data_option
 @device_option

@@ -23,6 +23,16 @@ def cell_command(noted: str) -> str:
     return plain(ast.unparse(call)) if call else ""
 
 
+def suite_of(line: str) -> str:
+    """The suite's name or file in a line that `cell_command` gave; empty where it names none."""
+    words = _words(line)
+    if "--suite" in words[:-1]:
+        return words[words.index("--suite") + 1]
+    call = _call(line)
+    first = call.args[0] if call is not None and call.args else None
+    return str(first.value) if isinstance(first, ast.Constant) else ""
+
+
 def row_command(noted: str, seeds: Sequence[int], device: str) -> str:
     """The noted line with other seeds, and the type of the device; empty if it's no run.
 

@@ -55,12 +55,14 @@ class Member:
     Attributes:
         key: under which it is, or would be, in the result folder.
         labels: as the latest run of the suite has them.
+        command: the line that runs it again in this suite; empty where none was noted.
         record: verified; None unless it is finished.
         failed: how it failed; None unless it did.
     """
 
     key: str
     labels: Labels
+    command: str = ""
     record: CellRecord | None = None
     failed: FailedCell | None = None
 
@@ -87,9 +89,7 @@ def members(store: Store, suite: str) -> list[Member]:
         StoreError: something can't be read, or a cell isn't of the protocol that its suite says.
     """
     check_suite(store, suite)
-    return [
-        _member(store, cell.key, labels) for cell, labels in labelled(store.suite(suite), suite)
-    ]
+    return [_member(store, cell, labels) for cell, labels in labelled(store.suite(suite), suite)]
 
 
 def labelled(cells: list[SuiteCell], suite: str) -> Iterator[tuple[SuiteCell, Labels]]:
@@ -117,9 +117,10 @@ def check_suite(store: Store, suite: str) -> None:
     )
 
 
-def _member(store: Store, key: str, labels: Labels) -> Member:
-    record = store.find(key)
-    member = Member(key, labels, record, None if record else store.failure(key))
+def _member(store: Store, cell: SuiteCell, labels: Labels) -> Member:
+    key, record = cell.key, store.find(cell.key)
+    failed = None if record else store.failure(key)
+    member = Member(key, labels, cell.command, record, failed)
     if member.identity is not None and digest(member.identity.protocol) != labels.protocol_digest:
         raise StoreError(
             f"{labels.id} is of another protocol than its suite says (cell {key[:8]})",

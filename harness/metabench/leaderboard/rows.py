@@ -16,7 +16,6 @@ from metabench.episodes.digest import digest, digest_bytes, short
 from metabench.errors import StoreError
 from metabench.leaderboard.members import STATUSES, Labels, Member, Status, members
 from metabench.stats.intervals import RowSummary, row_summary
-from metabench.stats.metrics import metric
 from metabench.stats.ranks import DECIMALS, Rankable, ranks
 from metabench.store.keys import UNREAD, CellIdentity
 from metabench.store.machine import machine_id
@@ -266,7 +265,7 @@ def _episodes(store: Store, record: CellRecord) -> tuple[NDArray[np.float64], st
         )
     splits = record.identity.dataset.classes.encode()
     seen = digest_bytes(results.targets.tobytes(), results.classes.tobytes(), splits).hex()
-    return metric(str(protocol.get("metric")))(results.predictions, results.targets), seen
+    return results.scores(str(protocol.get("metric"))), seen
 
 
 def _times(

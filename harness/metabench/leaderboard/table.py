@@ -95,7 +95,9 @@ def _command(store: Store, row: TableRow) -> str:
     if row.identity is None or not infos:
         return ""
     seeds = [member.labels.seed for member in row.members]
-    return row_command(infos[0].command, seeds, row.identity.numerics.device)
+    # What was noted for this suite: another may have trained the cell that this one reuses.
+    noted = row.members[0].command or infos[0].command
+    return row_command(noted, seeds, row.identity.numerics.device)
 
 
 def _versions(store: Store, rows: Sequence[TableRow]) -> str:

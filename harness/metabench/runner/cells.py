@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from metabench.api.recipe import Recipe
+from metabench.episodes.digest import digest
 from metabench.episodes.protocol import Protocol
 
 
@@ -83,6 +84,11 @@ class Cell(BaseModel):
             self.variant,
             self.backbone.label,
         )
+
+    @property
+    def settings_digest(self) -> str:
+        """Of all that the suite says of the cell; not of the line that chooses it."""
+        return digest(self.model_dump(mode="json", exclude={"arguments"}))
 
     def command(self, suite: str | None = None) -> str:
         """The line that runs it again, for a shell.

@@ -140,6 +140,7 @@ def _label(entry: PluginEntry) -> str:
 
 
 def _no_match(kind: str, pattern: str, known: Iterable[str]) -> UsageError:
+    known = {name.removesuffix("/") for name in known}  # `maml/`: without a label
     error = unknown_name(kind, pattern, known)
     names = ", ".join(sorted(known))
     hint = error.hint if error.hint.startswith("known") else f"{error.hint} (known: {names})"

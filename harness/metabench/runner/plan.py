@@ -17,6 +17,7 @@ class Plan:
 
     Attributes:
         keys: of all cells, in order.
+        commands: the lines that run them again, in the same order.
         finished: cells that are in the result folder and are reused.
         left_out: cells that neither are finished nor are run (`--failed`).
         jobs: phases and cells, phases first.
@@ -24,6 +25,7 @@ class Plan:
 
     cells: list[Cell]
     keys: list[str]
+    commands: list[str] = field(default_factory=list)
     finished: list[Cell] = field(default_factory=list)
     left_out: list[Cell] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
@@ -50,10 +52,11 @@ def make_plan(
     """
     for cell in cells:
         bench.check(cell)
-    plan = Plan(list(cells), [bench.identity(cell).key for cell in cells])
+    keys = [bench.identity(cell).key for cell in cells]
+    plan = Plan(list(cells), keys, [_command(bench, cell, suite) for cell in cells])
     phases: dict[str, Job] = {}
     jobs: list[Job] = []
-    for cell, key in zip(plan.cells, plan.keys, strict=True):
+    for cell, key, command in zip(plan.cells, plan.keys, plan.commands, strict=True):
         if fresh:
             store.remove(key)
         elif store.find(key) is not None:
@@ -62,7 +65,6 @@ def make_plan(
         if failed_only and store.failure(key) is None:
             plan.left_out.append(cell)
             continue
-        command = _command(bench, cell, suite)
         needs = bench.shared_phase_key(cell)
         if needs is not None and needs not in phases:
             if fresh:

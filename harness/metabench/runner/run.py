@@ -13,13 +13,16 @@ import torch
 
 from metabench.engine.numerics import process_kept
 from metabench.engine.progress import Progress
+from metabench.errors import MetabenchError
 from metabench.registry import Registry
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
 from metabench.runner.environment import run_info, this_machine
 from metabench.runner.executors import Executor, InProcess, Workers
 from metabench.runner.jobs import Job, JobResult
+from metabench.runner.matrix import build_matrix
 from metabench.runner.plan import Plan, make_plan, timing_jobs
+from metabench.runner.suite import open_suite
 from metabench.runner.worker import Place
 from metabench.store.record import LOG, Failure
 from metabench.store.store import Store
@@ -152,13 +155,7 @@ def run_cells(
         fresh=options.fresh,
         failed_only=options.failed_only,
     )
-    for name in {cell.suite for cell in cells}:
-        members = [
-            SuiteCell(key=key, labels=cell_labels(cell))
-            for cell, key in zip(plan.cells, plan.keys, strict=True)
-            if cell.suite == name
-        ]
-        store.remember_suite(name, members)
+    _remember(store, plan, _asked(suite, registry))
     watch.planned(plan)
     result = RunResult(plan)
     executor = _LazyExecutor(options, bench, store, watch, jobs=len(plan.jobs))
@@ -169,6 +166,29 @@ def run_cells(
     finally:
         executor.close()
     return result
+
+
+def _remember(store: Store, plan: Plan, asked: list[str] | None) -> None:
+    """Note for the suite's table what this run stands for."""
+    for name in {cell.suite for cell in plan.cells}:
+        members = [
+            SuiteCell(
+                key=key, labels=cell_labels(cell), settings=cell.settings_digest, command=command
+            )
+            for cell, key, command in zip(plan.cells, plan.keys, plan.commands, strict=True)
+            if cell.suite == name
+        ]
+        store.remember_suite(name, members, asked)
+
+
+def _asked(suite: str, registry: Registry) -> list[str] | None:
+    """The settings of all cells that a suite asks for, with no filter and nothing changed."""
+    try:
+        cells = build_matrix(open_suite(suite, registry), registry)
+    except MetabenchError as error:  # a plugin, perhaps, that this run leaves out
+        log.debug("what suite %s asks for in all can't be told: %s", suite, error)
+        return None
+    return [cell.settings_digest for cell in cells]
 
 
 def _run_jobs(

@@ -51,18 +51,21 @@ alike, and share what they train where they can. The string "none" stands for an
 (`ways = "none"`: the protocol's). The keys of a recipe are those of `metabench.Recipe`; the
 hyper-parameters of a plugin are listed by `metabench show NAME`.
 
-A suite names registered plugins and never imports anything. Two protocols of a suite differ in
-ways, shots or queries; what differs in another respect (a class split) belongs in another suite.
+A suite is called as its file is, without `.toml`, and so is its table: no file may have the name of
+a suite that a plugin registers. A suite names registered plugins and never imports anything. Two
+protocols of a suite differ in ways, shots or queries; what differs in another respect (a class
+split) belongs in another suite.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from metabench.api.recipe import Recipe
 from metabench.episodes.protocol import Protocol
@@ -79,15 +82,24 @@ BASE = "base"
 
 Settings = dict[str, Any]
 Name = Annotated[str, Field(min_length=1, description="the name of a registered plugin")]
-Label = Annotated[
-    str,
-    Field(
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.+=,-]*)?$",
-        max_length=80,
-        description="letters, digits and _ . + = , - (it stands in cell names)",
-    ),
-]
 T = TypeVar("T")
+_LABEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+=,-]*)?")
+_TOML_ERROR = re.compile(
+    r"(?P<what>.+) \(at (line (?P<line>\d+), column (?P<column>\d+)|end of document)\)",
+    re.DOTALL,
+)
+
+
+def _label(text: str) -> str:
+    if not _LABEL.fullmatch(text):
+        raise ValueError(
+            "it may have letters, digits and _ . + = , - in it, and begins with a letter or digit"
+            " (it stands in the names of cells)"
+        )
+    return text
+
+
+Label = Annotated[str, Field(max_length=80), AfterValidator(_label)]
 
 
 class _Entry(BaseModel):
@@ -165,11 +177,26 @@ def open_suite(name: str, registry: Registry) -> Suite:
     """The suite of a registered name, or of a TOML file's path.
 
     Raises:
-        UsageError: there is none, or something is wrong in it.
+        UsageError: there is none, something is wrong in it, or a file has the name of a
+            registered suite.
     """
     if name not in registry.suites and is_path(name):
-        return load_suite(Path(name))
+        path = Path(name)
+        _check_own_name(path, registry)
+        return load_suite(path)
     return load_suite(registry.get("suite", name).load())
+
+
+def _check_own_name(path: Path, registry: Registry) -> None:
+    """Raise UsageError for a file with the name of a registered suite: tables are named by it."""
+    entry = registry.suites.get(path.stem)
+    if entry is None or path.resolve() == entry.load().resolve():
+        return
+    if path.is_file():
+        raise UsageError(
+            f"the suite file {path} has the name of suite {path.stem!r} of {entry.owner}",
+            f"rename the file, such as to my-{path.name}: its table is named after it",
+        )
 
 
 def is_path(name: str) -> bool:
@@ -226,11 +253,29 @@ def read_toml(path: Path) -> dict[str, Any]:
     if len(content) > LARGEST_FILE:
         raise UsageError(f"{path} is over {LARGEST_FILE} bytes: no suite file is that large")
     try:
-        return tomllib.loads(content.decode())
+        return tomllib.loads(content.decode() + "\n")  # or the last line would have no number
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text", "a suite is a TOML file") from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", "mend it at that line") from None
+        raise _no_toml(path, content.decode(), str(error)) from None
+
+
+def _no_toml(path: Path, text: str, told: str) -> UsageError:
+    """The error for a file that is no TOML: at which line and column, and what is wrong there."""
+    match = _TOML_ERROR.fullmatch(told)
+    if match is None:
+        return UsageError(f"{path} is not valid TOML: {told}", "mend it, or give another file")
+    what = match["what"][0].lower() + match["what"][1:]
+    if match["line"]:
+        return UsageError(
+            f"{path}, line {match['line']}, column {match['column']}: {what}",
+            "mend that line: a suite is a TOML file",
+        )
+    last = len(text.splitlines())
+    return UsageError(
+        f"{path} ends in line {last} within something that was begun: {what}",
+        "close it, there or further up: a suite is a TOML file",
+    )
 
 
 def _seeds(value: object, source: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import pickle
 import signal
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,12 +58,19 @@ def initialise(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.dup2(2, 1)  # standard output is for results
     faulthandler.enable()
+    # Those of a job go to its log. What is left comes from plugins as they load, and the run's own
+    # process, which loads the same ones, has said it.
+    warnings.showwarning = _said_before
     # Before PyTorch is loaded: it sets its own threads, its libraries read these.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+
+
+def _said_before(*_args: object, **_more: object) -> None:
+    pass
 
 
 def _end_with_parent(parent: int) -> None:

@@ -25,9 +25,22 @@ def result_folder(option: str | Path | None = None) -> Path:
     It need not exist yet.
 
     Raises:
-        UsageError: `option` is empty, as a variable of the shell is that was never set.
+        UsageError: `option` is empty, as a variable of the shell is that was never set; or `~`
+            stands in it for somebody who has no home here.
     """
     if option == "":
         raise UsageError("the result folder has no name", "name one, or leave -o/--out away")
     chosen = option or os.environ.get(OUT_VARIABLE) or DEFAULT_OUT
-    return Path(chosen).expanduser().absolute()
+    return with_home(chosen).absolute()
+
+
+def with_home(path: str | Path) -> Path:
+    """The path with `~` or `~NAME` at its begin as the home folder, as a shell has it.
+
+    Raises:
+        UsageError: nobody of that name has one.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: {error}", "write the folder out") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from metabench.store import files, suites
 from metabench.store.machine import owner_alive
 from metabench.store.partial import is_stale
-from metabench.store.shelf import keys_in
+from metabench.store.shelf import CORRUPT, keys_in
 
 if TYPE_CHECKING:
     from metabench.store.store import Store
@@ -49,7 +49,10 @@ def _paths(store: Store) -> Iterator[tuple[Path, str]]:
     phases = set(store.phases.keys())
     damaged = suites.damaged(store.root)  # nobody knows what these referred to
     if damaged:
-        log.warning("%s is corrupted: no cell is taken for unreferenced", damaged[0])
+        log.warning(
+            "%s is corrupted: until its suite is run again, no cell is taken for unreferenced",
+            damaged[0],
+        )
         wanted |= finished
     all_done = wanted <= finished and not damaged
     for key in sorted(finished - wanted):
@@ -67,7 +70,7 @@ def _paths(store: Store) -> Iterator[tuple[Path, str]]:
     for path in files.entries(store.root / "tmp"):
         if _is_lost_draft(path):
             yield path, "a draft of a process that was lost"
-    for path in files.entries(store.root / "corrupt"):
+    for path in sorted({*files.entries(store.root / CORRUPT)} - {*damaged}):
         yield path, "set aside as corrupted"
 
 

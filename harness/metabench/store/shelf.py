@@ -20,6 +20,9 @@ R = TypeVar("R", bound=Record)
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TRIES = 3
 
+CORRUPT = "corrupt"
+"""Where in a result folder is what was set aside."""
+
 
 def keys_in(folder: Path, prefix: str = "") -> list[str]:
     """The keys that name something in a folder, sorted; other names are not ours."""
@@ -160,11 +163,15 @@ def check_file(folder: Path, name: str, facts: FileFacts) -> None:
         raise CorruptError(f"{name} has another content than was written")
 
 
-def set_aside(root: Path, path: Path, what: str, reason: str) -> None:
-    """Move something corrupted into `corrupt/<name>-<n>` and say so; if it can't be, say that."""
+def set_aside(root: Path, path: Path, what: str, reason: str, stem: str = "") -> None:
+    """Move something corrupted into `corrupt/<stem>-<n>` and say so; if it can't be, say that.
+
+    Args:
+        stem: the path's own name by default.
+    """
     try:
-        (root / "corrupt").mkdir(exist_ok=True)
-        target = files.move_to_free_name(path, root / "corrupt", path.name)
+        (root / CORRUPT).mkdir(exist_ok=True)
+        target = files.move_to_free_name(path, root / CORRUPT, stem or path.name)
     except OSError as error:
         log.warning("%s is corrupted (%s) and can't be set aside: %s", what, reason, error)
         return

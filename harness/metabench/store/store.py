@@ -156,10 +156,13 @@ class Store:
         try:
             return RunInfo.model_validate(files.read_json(path))
         except FileNotFoundError:
-            return RunInfo()
-        except (ValueError, OSError) as error:
-            log.warning("%s can't be read: %s", path, str(error).splitlines()[0])
-            return RunInfo()
+            pass
+        except OSError as error:
+            log.warning("%s can't be read: %s", path, error)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            set_aside(self.root, path, f"{RUN} of {key}", reason, f"{key}-{RUN}")
+        return RunInfo()
 
     def remove(self, key: str) -> None:
         """Forget a cell, finished or failed, and its training state, so that it runs afresh."""
@@ -261,8 +264,11 @@ class Store:
             value = files.read_json(path)
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as error:
+        except OSError as error:
             log.warning("timing %s can't be read and is left out: %s", path, error)
+            return None
+        except ValueError as error:
+            set_aside(self.root, path, f"{path.name} of {key}", str(error), f"{key}-{path.name}")
             return None
         return value if isinstance(value, dict) else None
 
@@ -275,12 +281,21 @@ class Store:
 
     # --- suites, training state, cleaning
 
-    def remember_suite(self, name: str, cells: Iterable[suites.SuiteCell]) -> None:
-        """Note which cells a run of a suite refers to; call it before they run."""
-        suites.remember(self.root, name, cells)
+    def remember_suite(
+        self,
+        name: str,
+        cells: Iterable[suites.SuiteCell],
+        asked: Iterable[str] | None = None,
+    ) -> None:
+        """Note which cells a run of a suite refers to; call it before they run.
+
+        Args:
+            asked: the settings of all cells that the suite asks for; see `suites.remember`.
+        """
+        suites.remember(self.root, name, cells, asked)
 
     def suite(self, name: str) -> list[suites.SuiteCell]:
-        """The cells that runs of a suite refer to, each as the latest run has it."""
+        """The cells that a suite's table is made of, each as the latest run has it."""
         return suites.cells_of(self.root, name)
 
     def suites(self) -> list[str]:

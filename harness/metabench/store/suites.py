@@ -3,6 +3,12 @@
 A run notes, before it starts, which cells it stands for. A cell of a suite is told apart by its
 labels (data set, protocol, algorithm, variant, backbone, seed, ...); the latest run that names it
 says which key holds it now. Earlier files that are wholly superseded are deleted.
+
+A table is of its suite as the latest run found it. Runs of one and the same suite add up, whatever
+each was narrowed to or changed by `--set`. Where the suite asks for something else than before
+(its file was edited, or it is another file of that name), of earlier runs only those cells stay
+that it still asks for with the same settings. The others are named in a warning; in the result
+folder they stay finished.
 """
 
 from __future__ import annotations
@@ -16,20 +22,31 @@ from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from metabench.episodes.digest import canonical_json
+from metabench.episodes.digest import canonical_json, digest
 from metabench.store import files
 from metabench.store.machine import unique_name
+from metabench.store.shelf import CORRUPT, set_aside
 
 log = logging.getLogger("metabench.store")
 
+_OF = "@"
+"""Between the suite and the file in the name of what was set aside; no folder's name has it."""
+
 
 class SuiteCell(BaseModel):
-    """A key, and the labels that tell the cell apart within its suite."""
+    """A key, and the labels that tell the cell apart within its suite.
+
+    Attributes:
+        settings: digest of all that the suite says of the cell; empty where nobody knows.
+        command: the line that runs it again as a cell of this suite.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str = Field(pattern="^[0-9a-f]{32}$")
     labels: dict[str, Any]
+    settings: str = ""
+    command: str = ""
 
     @property
     def place(self) -> bytes:
@@ -38,33 +55,59 @@ class SuiteCell(BaseModel):
 
 
 class _Run(BaseModel):
+    """What stands in a run's file; `asks_for` is the digest of what the whole suite asked for."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     suite: str
     time_ns: int
+    asks_for: str = ""
     cells: list[SuiteCell]
 
 
-def remember(root: Path, suite: str, cells: Iterable[SuiteCell]) -> None:
+def remember(
+    root: Path, suite: str, cells: Iterable[SuiteCell], asked: Iterable[str] | None = None
+) -> None:
     """Note that a run of a suite refers to these cells.
+
+    Args:
+        asked: the settings of all cells that the suite asks for, with no filter; None where that
+            can't be told: then no cell of an earlier run is forgotten.
 
     Raises:
         StoreError: it can't be written.
     """
     folder = root / "suites" / _folder_name(suite)
-    run = _Run(suite=suite, time_ns=time.time_ns(), cells=list(cells))
-    name = f"{run.time_ns:020d}-{unique_name()}.json"
+    now = time.time_ns()
+    name = f"{now:020d}-{unique_name()}.json"
+    wanted = None if asked is None else set(asked)
+    asks_for = "" if wanted is None else digest(sorted(wanted))
     with files.storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        earlier = [(other, run) for other, run in _runs(root, folder) if other < name]
+        of_another = [run for _, run in earlier if wanted is not None and run.asks_for != asks_for]
+        before = {cell.place: cell for run in of_another for cell in run.cells}
+        noted = {place: cell for place, cell in before.items() if cell.settings in (wanted or ())}
+        noted |= {cell.place: cell for cell in cells}
+        run = _Run(suite=suite, time_ns=now, asks_for=asks_for, cells=list(noted.values()))
         data = files.json_bytes(run.model_dump(mode="json"))
         files.replace_bytes(folder / name, data, unique_name())
-        _drop_superseded(folder, name, run)
+        for other, run in earlier:
+            if run in of_another or all(cell.place in noted for cell in run.cells):
+                (folder / other).unlink(missing_ok=True)
+    if gone := len(before.keys() - noted.keys()):
+        log.warning(
+            "suite %s is not what it was when it was run before (it was edited, or it is another"
+            " one of that name): %s of then left its table, but not the result folder",
+            suite,
+            "1 cell" if gone == 1 else f"{gone} cells",
+        )
 
 
 def cells_of(root: Path, suite: str) -> list[SuiteCell]:
-    """The cells that runs of a suite refer to, each as the latest run has it; by labels."""
+    """The cells that a suite's table is made of, each as the latest run has it; by labels."""
     latest: dict[bytes, SuiteCell] = {}
-    for _, run in _runs(root / "suites" / _folder_name(suite)):
+    for _, run in _runs(root, root / "suites" / _folder_name(suite)):
         latest.update({cell.place: cell for cell in run.cells})
     return [latest[place] for place in sorted(latest)]
 
@@ -84,9 +127,11 @@ def _folder_name(suite: str) -> str:
 
 
 def damaged(root: Path) -> list[Path]:
-    """Files of runs that can't be read."""
+    """Files of runs that can't be read, or were set aside, and whose suite wasn't run since."""
     with files.storing(root):
-        return [path for path in sorted(root.glob("suites/*/[0-9]*.json")) if _is_damaged(path)]
+        aside = sorted((root / CORRUPT).glob(f"*{_OF}[0-9]*.json-*"))
+        there = [path for path in sorted(root.glob("suites/*/[0-9]*.json")) if _is_damaged(path)]
+    return there + [path for path in aside if not _is_superseded(root, path)]
 
 
 def _is_damaged(path: Path) -> bool:
@@ -97,6 +142,12 @@ def _is_damaged(path: Path) -> bool:
     return False
 
 
+def _is_superseded(root: Path, aside: Path) -> bool:
+    """Whether the suite of a file that was set aside was run again: that run noted its cells."""
+    folder, _, name = aside.name.rpartition(_OF)
+    return any(path.name > name for path in (root / "suites" / folder).glob("[0-9]*.json"))
+
+
 def _read(path: Path) -> _Run | None:
     """A run's file; None if it was superseded just now; ValueError if it can't be read."""
     try:
@@ -105,24 +156,18 @@ def _read(path: Path) -> _Run | None:
         return None
 
 
-def _runs(folder: Path) -> list[tuple[str, _Run]]:
-    """File names and contents, the oldest first; what can't be read is named and left out."""
+def _runs(root: Path, folder: Path) -> list[tuple[str, _Run]]:
+    """File names and contents, the oldest first; what can't be read is named and set aside."""
     runs = []
     with files.storing(folder):
         for path in sorted(folder.glob("[0-9]*.json")):
             try:
                 run = _read(path)
-            except ValueError:
-                log.warning("%s is corrupted; the cells that it named are left out", path)
+            except ValueError as error:
+                reason = f"{str(error).splitlines()[0]}; run the suite again to have its cells back"
+                what = f"the list {path.name} of cells of suite {unquote(folder.name)}"
+                set_aside(root, path, what, reason, f"{folder.name}{_OF}{path.name}")
                 continue
             if run is not None:
                 runs.append((path.name, run))
     return runs
-
-
-def _drop_superseded(folder: Path, name: str, run: _Run) -> None:
-    """Delete earlier files all of whose cells stand in this one too."""
-    places = {cell.place for cell in run.cells}
-    for other, earlier in _runs(folder):
-        if other < name and all(cell.place in places for cell in earlier.cells):
-            (folder / other).unlink(missing_ok=True)

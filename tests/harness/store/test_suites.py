@@ -63,9 +63,39 @@ def test_a_corrupted_file_is_named_and_left_out(store, caplog):
     (path,) = (store.root / "suites" / "fewshot").iterdir()
     store.remember_suite("fewshot", [cell(2, seed=1)])
     path.write_text("{")
-    assert store.suite("fewshot") == [cell(2, seed=1)]
-    assert str(path) in caplog.text
     assert suites.damaged(store.root) == [path]
+    for _ in range(2):
+        assert store.suite("fewshot") == [cell(2, seed=1)]
+    [warning] = caplog.messages
+    assert f"the list {path.name} of cells of suite fewshot is corrupted" in warning
+    assert "run the suite again" in warning
+    [aside] = (store.root / "corrupt").iterdir()
+    assert (aside.name, aside.read_text()) == (f"fewshot@{path.name}-1", "{")
+    assert not path.exists()
+
+
+def test_a_suite_that_changed_loses_what_it_no_longer_asks_for(store, caplog):
+    def noted(n: int, name: str, settings: str) -> SuiteCell:
+        return SuiteCell(key=f"{n:032x}", labels={"algorithm": name}, settings=settings)
+
+    def table() -> dict[str, int]:
+        return {c.labels["algorithm"]: int(c.key, 16) for c in store.suite("mine")}
+
+    before, after = ["maml lr=1", "protonet"], ["maml lr=2", "protonet", "anil"]
+    store.remember_suite("mine", [noted(1, "maml", "maml lr=1")], before)
+    store.remember_suite("mine", [noted(2, "protonet", "protonet")], before)
+    store.remember_suite("mine", [noted(3, "maml:lr=9", "maml lr=9")], before)  # by --set
+    assert table() == {"maml": 1, "protonet": 2, "maml:lr=9": 3}
+    assert caplog.messages == []
+    store.remember_suite("mine", [noted(4, "anil", "anil")], reversed(after))
+    assert table() == {"protonet": 2, "anil": 4}
+    [warning] = caplog.messages
+    assert "suite mine is not what it was" in warning
+    assert "2 cells of then" in warning
+    store.remember_suite("mine", [noted(5, "maml", "maml lr=2")], after)
+    store.remember_suite("mine", [noted(6, "hidden", "?")], None)  # what it asks for isn't known
+    assert table() == {"protonet": 2, "anil": 4, "maml": 5, "hidden": 6}
+    assert len(caplog.messages) == 1
 
 
 def whats(store) -> dict[str, str]:
@@ -138,5 +168,8 @@ def test_nothing_is_cleaned_on_the_word_of_a_corrupted_file(store, publish, put_
     store.remember_suite("fewshot", [SuiteCell(key=record.key, labels={})])
     (path,) = (store.root / "suites" / "fewshot").iterdir()
     path.write_bytes(path.read_bytes()[:-20])
-    assert store.unreferenced() == []
-    assert str(path) in caplog.text
+    for _ in range(2):  # it is set aside, and remembered
+        assert store.unreferenced() == []
+    assert path.name in caplog.text
+    store.remember_suite("fewshot", [])
+    assert {f"cells/{record.key}", f"corrupt/fewshot@{path.name}-1"} <= set(whats(store))
