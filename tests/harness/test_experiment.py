@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 from pathlib import Path
@@ -50,11 +51,6 @@ COLUMNS = [
     *("train_items", "parameters", "train_s", "test_s", "key"),
 ]
 SMALL = ["*.recipe.steps=4", "*.recipe.validate_every=2", "protocol.episodes=10"]
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +199,20 @@ def test_seeds_may_be_those_of_numpy() -> None:
         cells = prepare("smoke", algorithms="protonet", seeds=seeds).cells
         assert [cell.seed for cell in cells] == [0, 1]
         assert {type(cell.seed) for cell in cells} == {int}
+
+
+def test_run_shows_what_may_be_asked_for() -> None:
+    """To `help()` and completion: each parameter of the one signature, and what it means."""
+    own, asked = inspect.signature(metabench.run), inspect.signature(prepare)
+    assert own.parameters == asked.parameters
+    assert own.return_annotation == "Experiment"
+    assert own.parameters["device"].default == "auto"
+    text = inspect.getdoc(metabench.run)
+    assert text is not None
+    described = text[text.index("Args:") : text.index("Raises:")]
+    assert [name for name in own.parameters if name not in described] == []
+    with pytest.raises(TypeError, match="unexpected keyword argument 'algorithm'"):
+        metabench.run("smoke", algorithm="maml")
 
 
 def test_workers_are_refused_a_class_that_only_this_process_has(typed) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 from metabench.episodes.digest import digest, short
 
@@ -17,6 +19,27 @@ class Hyperparameters(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_serializer("*", mode="wrap", when_used="json")
+    def _in_one_order(self, value: Any, dump: Callable[[Any], Any]) -> Any:
+        # A set of texts has another order in each process, and a cell's key must not.
+        return _sorted_sets(value, dump(value))
+
+
+def _sorted_sets(value: Any, dumped: Any) -> Any:
+    """The JSON of a value, with the elements of each set in it sorted."""
+    if isinstance(value, set | frozenset | list | tuple) and isinstance(dumped, list):
+        parts = [_sorted_sets(*pair) for pair in zip(value, dumped, strict=True)]
+        ordered = isinstance(value, list | tuple)
+        return (
+            parts if ordered else sorted(parts, key=lambda part: json.dumps(part, sort_keys=True))
+        )
+    if isinstance(value, dict) and isinstance(dumped, dict):
+        pairs = zip(dumped.items(), value.values(), strict=True)
+        return {key: _sorted_sets(inner, part) for (key, part), inner in pairs}
+    if isinstance(value, BaseModel) and isinstance(dumped, dict):
+        return {key: _sorted_sets(getattr(value, key, None), part) for key, part in dumped.items()}
+    return dumped
 
 
 Optimizer = Literal["adam", "adamw", "sgd"]

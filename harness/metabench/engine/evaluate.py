@@ -15,7 +15,9 @@ from metabench.api.items import Items, Support, Targets
 from metabench.engine.bases import EmbeddingAlgorithm
 from metabench.engine.gather import Ids, ItemStore, labels, queries_of, support_of
 from metabench.engine.gradient import GradientAlgorithm
+from metabench.engine.metrics import Scores, metric
 from metabench.engine.numerics import EPISODES_A_CHUNK, ITEMS_A_CHUNK, seed_all
+from metabench.episodes.protocol import MetricName
 from metabench.episodes.source import EpisodeIndices, EpisodeSource
 from metabench.errors import NotANumberError, PluginError
 
@@ -35,10 +37,13 @@ class Outcome(NamedTuple):
     predicted: Ids
     classes: Ids
 
-    @property
-    def accuracies(self) -> np.ndarray:
-        """(E,) the share of an episode's queries that were predicted right."""
-        return np.asarray((self.targets == self.predicted).mean(axis=1))
+    def scores(self, by: MetricName) -> Scores:
+        """(E,) scores of the episodes under a protocol's metric."""
+        return metric(by)(self.predicted, self.targets)
+
+    def score(self, by: MetricName) -> float:
+        """Their mean."""
+        return float(self.scores(by).mean())
 
 
 def evaluate(

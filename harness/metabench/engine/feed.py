@@ -21,7 +21,7 @@ EPISODES_AHEAD = 64
 """Episodes are drawn this many at a time: drawing is vectorised, gathering is not kept."""
 
 Validate = Callable[[int], float]
-"""`validate(episodes)` -> mean accuracy of the algorithm as it stands, on meta-validation."""
+"""`validate(episodes)` -> mean score of the algorithm as it stands, on meta-validation."""
 
 
 @dataclass

@@ -24,6 +24,8 @@ THREADS = {"cpu": 1, "cuda": 1}
 EPISODES_A_CHUNK = {"embedding": 100, "gradient": 10, "other": 25}
 """Episodes that are adapted to and predicted at once in evaluation, by kind of algorithm."""
 
+_AUTOCAST = ("cpu", "cuda")
+
 ITEMS_A_CHUNK = 256
 """Items that pass the backbone at once when a split is embedded."""
 
@@ -73,6 +75,9 @@ def set_up_process(device: torch.device) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.set_flush_denormal(False)
     torch.set_grad_enabled(True)
+    for kind in _AUTOCAST:  # a notebook may have switched it on, or chosen another device
+        torch.set_autocast_enabled(kind, False)
+    _set_default_device(None)
     # As `use_deterministic_algorithms(True, warn_only=True)`, which imports the compiler: seconds.
     torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False
@@ -87,6 +92,8 @@ def process_kept() -> Iterator[None]:
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     precision, grad = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
     deterministic = torch.get_deterministic_debug_mode()
+    autocast = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST}
+    place = torch.get_default_device()
     cudnn = torch.backends.cudnn
     flags = cudnn.benchmark, cudnn.allow_tf32
     numbers = random.getstate(), np.random.get_state()
@@ -98,10 +105,19 @@ def process_kept() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_float32_matmul_precision(precision)
         torch.set_grad_enabled(grad)
+        for kind, enabled in autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
+        _set_default_device(place)
         torch.set_deterministic_debug_mode(deterministic)
         cudnn.benchmark, cudnn.allow_tf32 = flags
         random.setstate(numbers[0])
         np.random.set_state(numbers[1])
+
+
+def _set_default_device(device: torch.device | None) -> None:
+    """Where tensors go that are made without saying where; None: the CPU."""
+    if torch.get_default_device() != (device or torch.device("cpu")):  # costs at every operation
+        torch.set_default_device(device)
 
 
 def seed_all(*parts: object) -> None:

@@ -58,12 +58,6 @@ class ClassBank:
         """(n_underlying,) items in each underlying class."""
         return np.diff(self.offsets)
 
-    def class_name(self, class_id: int) -> str:
-        """The name of a class id; a rotated one says by how much."""
-        name = self.names[class_id // self.views]
-        turn = class_id % self.views
-        return f"{name} rotated {90 * turn}" if turn else name
-
     def rotated(self) -> ClassBank:
         """The same items with each quarter turn of a class as a class of its own."""
         return replace(self, views=4)

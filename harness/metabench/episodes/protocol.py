@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from metabench.episodes.digest import digest, short
 
+MetricName = Literal["accuracy"]
+"""What a protocol may score by; `metabench.engine.metrics` has the functions."""
+
 
 class Rotation(StrEnum):
     """What rotations by 90, 180 and 270 degrees do to a class."""
@@ -46,7 +49,7 @@ class Protocol(EpisodeShape):
     image_size: Annotated[int | None, Field(ge=1, description="pixels a side; none: as it is")] = (
         None
     )
-    metric: Literal["accuracy"] = "accuracy"
+    metric: MetricName = "accuracy"
 
     @property
     def name(self) -> str:

@@ -5,41 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
 from metabench.experiment.outcome import Experiment
-from metabench.experiment.prepared import Texts, prepare
-from metabench.runner.run import Watch
-
-if TYPE_CHECKING:
-    from metabench.api.algorithm import Algorithm
+from metabench.experiment.prepared import prepare, with_signature_of
 
 __all__ = ["Experiment", "run"]
 
 
-def run(
-    suite: str | Path,
-    *,
-    algorithms: str | type[Algorithm] | Sequence[str | type[Algorithm]] | None = None,
-    backbones: Texts = None,
-    datasets: Texts = None,
-    protocols: Texts = None,
-    exclude: Texts = None,
-    seeds: int | Sequence[int] | None = None,
-    settings: Texts = None,
-    device: str = "auto",
-    jobs: int | Literal["auto"] | None = None,
-    out: str | Path | None = None,
-    data_dir: str | Path | None = None,
-    timeout: float | None = None,
-    failed: bool = False,
-    fail_fast: bool = False,
-    fresh: bool = False,
-    watch: Watch | None = None,
-    strict_plugins: bool = False,
-) -> Experiment:
+@with_signature_of(prepare)
+def run(*args: Any, **asked: Any) -> Experiment:
     """Run a suite, or a part of it; cells that are finished in the result folder are reused.
 
         metabench.run("fewshot", algorithms=["maml", MyAlgorithm], seeds=1).to_frame()
@@ -69,23 +44,4 @@ def run(
         MetabenchError: what was asked for cannot be, or the result folder cannot be used. A cell
             that fails raises nothing: it is a row with a status.
     """
-    asked = prepare(
-        suite,
-        algorithms=algorithms,
-        backbones=backbones,
-        datasets=datasets,
-        protocols=protocols,
-        exclude=exclude,
-        seeds=seeds,
-        settings=settings,
-        device=device,
-        jobs=jobs,
-        out=out,
-        data_dir=data_dir,
-        timeout=timeout,
-        failed=failed,
-        fail_fast=fail_fast,
-        fresh=fresh,
-        strict_plugins=strict_plugins,
-    )
-    return asked.run(watch)
+    return prepare(*args, **asked).run()

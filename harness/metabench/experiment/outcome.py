@@ -124,7 +124,8 @@ def _by_episode(frame: pd.DataFrame, store: Store) -> pd.DataFrame:
 
     parts = [frame.iloc[:0].assign(episode=pd.Series(dtype="int64"))]
     for number in np.flatnonzero(frame["status"] == "ok"):
-        scores = store.episodes(frame["key"].iloc[number]).accuracies
+        row = frame.iloc[number]
+        scores = store.episodes(row["key"]).scores(row["metric"])
         part = frame.iloc[np.full(len(scores), number)]
         parts.append(part.assign(episode=np.arange(len(scores)), score=scores))
     order = [{"episodes": "episode"}.get(name, name) for name in _COLUMNS]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, SupportsInt, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, SupportsInt, TypeGuard, TypeVar
 
 from metabench.data.folder import data_folder
 from metabench.engine.numerics import process_kept, resolve_device
@@ -28,6 +29,8 @@ from metabench.store.store import MARK, Store
 if TYPE_CHECKING:
     from metabench.api.algorithm import Algorithm
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Texts = str | Sequence[str] | None
 CellState = Literal["finished", "to run", "error", "out-of-memory", "nan", "timeout", "killed"]
 
@@ -42,6 +45,7 @@ class Prepared:
         registry: plugins, and the classes.
         cells: the matrix.
         options: how it is run.
+        watch: is told what happens.
     """
 
     suite: Suite
@@ -49,9 +53,11 @@ class Prepared:
     registry: Registry
     cells: list[Cell]
     options: RunOptions
+    watch: Watch | None = None
 
     def run(self, watch: Watch | None = None) -> Experiment:
-        """Run it."""
+        """Run it; `watch`: instead of the one that it was prepared with."""
+        watch = watch or self.watch
         result = run_cells(
             self.cells, self.registry, self.options, suite=self.command_name, watch=watch
         )
@@ -102,9 +108,10 @@ def prepare(
     failed: bool = False,
     fail_fast: bool = False,
     fresh: bool = False,
+    watch: Watch | None = None,
     strict_plugins: bool = False,
 ) -> Prepared:
-    """Look up and check what `run` is asked for; see there.
+    """Look up and check what `run` is asked for; see there, its signature is this one.
 
     Raises:
         UsageError: something that cannot be meant.
@@ -149,7 +156,21 @@ def prepare(
         strict_plugins=strict_plugins,
         classes=classes,
     )
-    return Prepared(opened, str(suite), known, cells, options)
+    return Prepared(opened, str(suite), known, cells, options, watch)
+
+
+def with_signature_of(
+    other: Callable[P, Any],
+) -> Callable[[Callable[..., T]], Callable[P, T]]:
+    """Give a function the parameters of another, for type checkers, `help()` and completion."""
+
+    def decorate(function: Callable[..., T]) -> Callable[P, T]:
+        returns = inspect.signature(function).return_annotation
+        signature = inspect.signature(other).replace(return_annotation=returns)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def _listed(texts: Texts) -> list[str]:

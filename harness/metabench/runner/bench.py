@@ -11,17 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from metabench.api.algorithm import Algorithm
 from metabench.api.backbone import ItemSpec
 from metabench.api.dataset import Dataset
 from metabench.api.phases import Batches, Collect, Episodic, Phase
 from metabench.engine.build import Blueprint, training_bank, training_shape
-from metabench.engine.gather import ItemStore
 from metabench.engine.numerics import numerics
 from metabench.engine.train import planned_phases
+from metabench.engine.trial import Trial
 from metabench.episodes.bank import ClassBank, assert_disjoint
 from metabench.episodes.digest import digest
-from metabench.episodes.source import EpisodeSource, protocol_key
 from metabench.errors import MetabenchError, ProtocolError
 from metabench.registry import Registry
 from metabench.runner.cells import Cell, Choice
@@ -83,14 +81,6 @@ class Workbench:
         """What one item of the cell's data set is."""
         return self.dataset(cell).item(cell.protocol.image_size)
 
-    def store_of(self, bank: ClassBank, cell: Cell) -> ItemStore:
-        """The items of a bank on this process's device."""
-        return ItemStore(bank, self.item(cell), self.device)
-
-    def source(self, bank: ClassBank, cell: Cell) -> EpisodeSource:
-        """The protocol's episodes on a bank."""
-        return EpisodeSource(bank, cell.protocol.shape, protocol_key(bank, cell.protocol))
-
     def check(self, cell: Cell) -> None:
         """Raise before anything is trained if the data cannot serve protocol or recipe.
 
@@ -127,10 +117,9 @@ class Workbench:
             algorithm, algorithm_hp, backbone, backbone_hp, cell.recipe, cell.protocol, cell.seed
         )
 
-    def build(self, cell: Cell, bank: ClassBank | None = None) -> Algorithm:
-        """The untrained algorithm; `bank`: what it will be trained on, if not the usual split."""
-        bank = bank or training_bank(self.banks(cell)["train"], cell.recipe, cell.protocol)
-        return self.blueprint(cell).build(self.item(cell), bank, self.device)
+    def trial(self, cell: Cell) -> Trial:
+        """The cell's training and test, on this process's device."""
+        return Trial(self.blueprint(cell), self.item(cell), self.banks(cell), self.device)
 
     def sketch(self, cell: Cell) -> list[Phase]:
         """The cell's phases, from a build without memory or arithmetic where that works.

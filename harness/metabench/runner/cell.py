@@ -5,25 +5,18 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from metabench.api.algorithm import Algorithm
-from metabench.api.recipe import Recipe
-from metabench.engine.build import training_bank
-from metabench.engine.descent import Saved, TrainingResult
-from metabench.engine.evaluate import Outcome, evaluate
-from metabench.engine.feed import TrainingData, Validate
+from metabench.engine.descent import Saved
 from metabench.engine.progress import Monitor, Progress
-from metabench.engine.train import train, train_shared_phase
-from metabench.engine.verify import depends_on_other_queries
+from metabench.engine.trial import Attempt
 from metabench.episodes.bank import ClassBank
-from metabench.errors import PluginError
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
 from metabench.runner.curve import curve_csv
@@ -38,23 +31,6 @@ from metabench.store.store import Store
 from metabench.store.tensors import write_tensors
 
 log = logging.getLogger("metabench.cell")
-
-
-@dataclass
-class Trained:
-    """An algorithm with its weights locked, and what it took.
-
-    Attributes:
-        phases: keys of the shared phases that it stands on.
-        shared_s: seconds of a shared phase that was trained here.
-        earlier_s: seconds of training by attempts that were interrupted.
-    """
-
-    algorithm: Algorithm
-    result: TrainingResult
-    phases: list[str]
-    shared_s: float
-    earlier_s: float
 
 
 class TimedCheckpoints:
@@ -82,6 +58,8 @@ class TimedCheckpoints:
 class CellRun:
     """The run of one cell in this process.
 
+    What decides a number is the engine's `Trial`; here is where state is kept and results go.
+
     Attributes:
         bench, store, cell: what is run, and where its results go.
         command: the line that runs it again.
@@ -93,6 +71,8 @@ class CellRun:
     cell: Cell
     command: str
     monitor: Monitor
+    _shared: list[StoredPhases] = field(default_factory=list)
+    _checkpoints: list[TimedCheckpoints] = field(default_factory=list)
 
     def run(self, partial: Partial, log_file: Path) -> CellRecord:
         """Train, test and publish.
@@ -101,156 +81,80 @@ class CellRun:
             partial: keeps what a killed run goes on from.
             log_file: the cell's log, kept beside its results.
         """
-        identity = self.bench.identity(self.cell)
+        identity, trial = self.bench.identity(self.cell), self.bench.trial(self.cell)
         started = time.perf_counter()
-        trained = self._train(partial)
-        # A shared phase that this cell had to train by itself is accounted for beside it.
-        train_s = time.perf_counter() - started - trained.shared_s + trained.earlier_s
-        locked = {name: value.clone() for name, value in trained.algorithm.state_dict().items()}
+        algorithm, trained = trial.train(lambda bank, refit: self._attempt(partial, bank, refit))
+        train_s = time.perf_counter() - started + self._elsewhere_s()
         started = time.perf_counter()
-        outcome, inference = self._test(trained.algorithm, partial)
+        tested = trial.test(algorithm, self._beating(partial))
         test_s = time.perf_counter() - started
-        _check_unchanged(trained.algorithm, locked)
         log.info("trained in %.1f s, tested in %.1f s", train_s, test_s)
+        outcome = tested.outcome
         results = EpisodeResults(outcome.targets, outcome.predicted, outcome.classes)
         info = run_info(self.bench.device, self.command, train_s=train_s, test_s=test_s)
 
         def build(folder: Path) -> None:
             results.to_parquet(folder / EPISODES)
-            write_tensors(folder / CHECKPOINT, locked)
-            write_bytes(folder / CURVE, curve_csv(trained.result.curve))
+            write_tensors(folder / CHECKPOINT, tested.locked)
+            write_bytes(folder / CURVE, curve_csv(trained.curve))
             write_json(folder / RUN, info.model_dump(mode="json"))
             with suppress(FileNotFoundError):  # taken over by another run: not worth a cell
                 shutil.copyfile(log_file, folder / LOG)
 
+        result = Result(
+            score=outcome.score(self.cell.protocol.metric),
+            episodes=len(outcome.targets),
+            validation_score=trained.validation_score,
+            selected_step=trained.selected_step,
+            parameters=sum(p.numel() for p in algorithm.parameters()),
+            train_items=trained.items,
+            budget=trained.steps,
+        )
         return self.store.publish(
             identity,
             build,
-            inference=inference,
-            result=_result(trained, results),
-            phases=trained.phases,
+            inference=tested.inference,
+            result=result,
+            phases=self._shared[-1].used,  # of the training that was kept
         )
 
     def run_shared_phase(self, partial: Partial, log_file: Path) -> None:
         """Train the cell's shared phase, for all cells that ask for the same."""
-        bank = self._training_bank()
-        train_shared_phase(
-            self.bench.build(self.cell, bank),
-            self.cell.recipe,
-            TrainingData(self.bench.store_of(bank, self.cell), self.cell.protocol),
-            self.cell.seed,
-            self._shared(bank, log_file),
-            checkpoints=partial,
-            monitor=self._beating(partial),
+        self.bench.trial(self.cell).train_shared_phase(
+            lambda bank, refit: self._attempt(partial, bank, refit, log_file)
         )
 
-    # Training.
+    @contextmanager
+    def _attempt(
+        self, partial: Partial, bank: ClassBank, refit: bool, log_file: Path | None = None
+    ) -> Iterator[Attempt]:
+        """Where the training on a bank keeps its state; that of a refit has a place of its own."""
+        with ExitStack() as cleanup:
+            place = partial
+            if refit:
+                key = refit_key(self.bench.identity(self.cell).key)
+                place = cleanup.enter_context(self.store.claim(key))
+            shared = StoredPhases(self.store, self.bench, self.cell, bank, self.command, log_file)
+            checkpoints = TimedCheckpoints(place)
+            self._shared.append(shared)
+            self._checkpoints.append(checkpoints)
+            beating = self._beating(partial, place)
+            yield Attempt(shared, checkpoints, beating, lambda done, total: place.beat())
+            if refit:
+                place.discard()
 
-    def _train(self, partial: Partial) -> Trained:
-        recipe, bank = self.cell.recipe, self._training_bank()
-        trained = self._trained_on(bank, recipe, partial)
-        if not recipe.refit or trained.result.selected_step is None:
-            return trained
-        chosen = trained.result.selected_step
-        log.info("step %d selected; training anew on train + validation", chosen)
-        changes = {"steps": chosen, "validate_every": 0, "select": "last", "refit": False}
-        both = self.bench.banks(self.cell)["train"].joined(
-            self.bench.banks(self.cell)["validation"]
-        )
-        both = training_bank(both, recipe, self.cell.protocol)
-        with self.store.claim(refit_key(self.bench.identity(self.cell).key)) as place:
-            again = self._trained_on(both, recipe.model_copy(update=changes), place)
-            place.discard()
-        again.shared_s += trained.shared_s
-        again.earlier_s += trained.earlier_s
-        again.result.items += trained.result.items
-        again.result.steps += trained.result.steps
-        again.result.validation_score = trained.result.validation_score
-        again.result.curve[:0] = trained.result.curve
-        return again
-
-    def _trained_on(self, bank: ClassBank, recipe: Recipe, partial: Partial) -> Trained:
-        algorithm = self.bench.build(self.cell, bank)
-        validate = self._validate(algorithm, partial) if recipe.validate_every else None
-        data = TrainingData(self.bench.store_of(bank, self.cell), self.cell.protocol, validate)
-        shared, checkpoints = self._shared(bank), TimedCheckpoints(partial)
-        result = train(
-            algorithm,
-            recipe,
-            data,
-            self.cell.seed,
-            shared=shared,
-            checkpoints=checkpoints,
-            monitor=self._beating(partial),
-        )
-        return Trained(algorithm, result, shared.used, shared.seconds, checkpoints.earlier_s)
-
-    def _training_bank(self) -> ClassBank:
-        bank = self.bench.banks(self.cell)["train"]
-        return training_bank(bank, self.cell.recipe, self.cell.protocol)
-
-    def _shared(self, bank: ClassBank, log_file: Path | None = None) -> StoredPhases:
-        return StoredPhases(self.store, self.bench, self.cell, bank, self.command, log_file)
-
-    def _validate(self, algorithm: Algorithm, partial: Partial) -> Validate | None:
-        bank = self.bench.banks(self.cell).get("validation")
-        if bank is None:
-            return None
-        source = self.bench.source(bank, self.cell)
-        items = self.bench.store_of(bank, self.cell)
-
-        def validate(episodes: int) -> float:
-            outcome = evaluate(
-                algorithm, source, items, episodes, "validation", lambda done, total: partial.beat()
-            )
-            return float(outcome.accuracies.mean())
-
-        return validate
-
-    # Test.
-
-    def _test(self, algorithm: Algorithm, partial: Partial) -> tuple[Outcome, str]:
-        """The test episodes, once, and the inference mode that was found."""
-        bank = self.bench.banks(self.cell)["test"]
-        source, items = self.bench.source(bank, self.cell), self.bench.store_of(bank, self.cell)
-
-        def tick(done: int, total: int) -> None:
-            partial.beat()
-            self.monitor(Progress("test", done, total))
-
-        outcome = evaluate(algorithm, source, items, self.cell.protocol.episodes, "test", tick)
-        if self.cell.inference == "transductive":
-            return outcome, "transductive"
-        why = depends_on_other_queries(algorithm, source, items)
-        if why:
-            log.warning("declared inductive, found transductive: %s", why)
-        return outcome, "transductive" if why else "inductive"
-
-    def _beating(self, partial: Partial) -> Monitor:
+    def _beating(self, *places: Partial) -> Monitor:
         def monitor(progress: Progress) -> None:
-            partial.beat()
+            for place in places:
+                place.beat()
             self.monitor(progress)
 
         return monitor
 
+    def _elsewhere_s(self) -> float:
+        """Seconds of interrupted attempts, less those of a shared phase that was trained here.
 
-def _check_unchanged(algorithm: Algorithm, locked: dict[str, Tensor]) -> None:
-    """Raise PluginError if the test changed the weights that were locked before it."""
-    for name, value in algorithm.state_dict().items():
-        if not torch.equal(value, locked[name]):
-            raise PluginError(
-                f"{algorithm.name} changed {name} while it was tested",
-                "adapt and predict must leave the model as it is, and return what they learn",
-            )
-
-
-def _result(trained: Trained, results: EpisodeResults) -> Result:
-    return Result(
-        score=float(results.accuracies.mean()),
-        episodes=len(results.targets),
-        validation_score=trained.result.validation_score,
-        selected_step=trained.result.selected_step,
-        parameters=sum(p.numel() for p in trained.algorithm.parameters()),
-        train_items=trained.result.items,
-        budget=trained.result.steps,
-    )
+        The latter is accounted for beside the cell.
+        """
+        earlier = sum(checkpoints.earlier_s for checkpoints in self._checkpoints)
+        return earlier - sum(shared.seconds for shared in self._shared)

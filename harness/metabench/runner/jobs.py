@@ -140,11 +140,11 @@ def _run(
 
 
 def _time(job: Job, bench: Workbench, store: Store) -> None:
-    algorithm = bench.build(job.cell)
+    trial = bench.trial(job.cell)
+    algorithm = trial.build()
     tensors, _ = read_tensors(store.folder(job.key) / CHECKPOINT)
     algorithm.load_state_dict(tensors)
-    bank = bench.banks(job.cell)["test"]
-    times = measure(algorithm, bench.source(bank, job.cell), bench.store_of(bank, job.cell))
+    times = measure(algorithm, trial.episodes("test"), trial.items("test"))
     store.write_timing(job.key, this_machine(bench.device), vars(times))
 
 

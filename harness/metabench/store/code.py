@@ -3,30 +3,37 @@
 The modules that a class stands on are found by reading files: those of the classes it inherits
 from, and what they import from their own package, followed statement by statement. An `__init__.py`
 counts where a name is taken from it, not because it lies on the way to a module: a package's list
-of plugins is no part of each plugin. Imports by a string (`importlib`) aren't followed.
+of plugins is no part of each plugin. Imports by a string (`importlib`) aren't followed. Of other
+libraries that these modules import, the version counts.
 """
 
 from __future__ import annotations
 
-import ast
 import builtins
 import functools
 import inspect
+import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from metabench.episodes.digest import digest, digest_bytes
+from metabench.store.syntax import Import, syntax_digest, try_read
 
 CORE = ("episodes", "engine", "api")
 """Packages of metabench that decide numbers; the rest (command line, reports, store) does not."""
 
-OUTSIDE = sys.stdlib_module_names | {"torch", "torchvision", "numpy", "pydantic"}
-"""Packages that are not read: Python's own, and those whose version stands for them."""
+OUTSIDE = frozenset({"torch", "torchvision", "numpy", "pydantic"})
+"""Packages that are not read, as Python's own aren't: their version stands for them."""
+
+WITHOUT_VERSION = frozenset({"torch", "metabench"})
+"""PyTorch's version is a part of a cell's numerics, and metabench's core is read."""
 
 Thing = type | Callable[..., Any]
 
@@ -35,7 +42,8 @@ def code_digest(*things: Thing) -> str | None:
     """The digest of the code behind some classes and functions, and of metabench's core.
 
     Changing a comment, a docstring or the formatting changes nothing; changing a statement in any
-    module that they stand on, or in `metabench.episodes`, `.engine` or `.api`, does.
+    module that they stand on, or in `metabench.episodes`, `.engine` or `.api`, does. So does
+    another version of a library that these modules import.
 
     Returns:
         32 hexadecimal digits; None where the source can't be read (a notebook, `exec`, a class or
@@ -48,13 +56,14 @@ def code_digest(*things: Thing) -> str | None:
         if found is None:
             return None
         places += found
-    files = _reachable(places)
-    if core is None or files is None:
+    found_files = _reachable(places)
+    if core is None or found_files is None:
         return None
+    files, libraries = found_files
     names = sorted({f"{thing.__module__}.{thing.__qualname__}" for thing in map(_bare, things)})
     main = ("__main__.", "__mp_main__.")  # a script's name differs between it and its workers
     names = [name.split(".", 1)[1] if name.startswith(main) else name for name in names]
-    return digest([core, names, sorted(files)])
+    return digest([core, names, sorted(files), _versions(libraries)])
 
 
 @functools.cache
@@ -67,15 +76,6 @@ def core_digest() -> str | None:
         for path in (root / package).rglob("*.py")
     }
     return digest(sorted(files.items())) if files else None
-
-
-def syntax_digest(source: bytes) -> str:
-    """The digest of a module's syntax tree without positions, comments and docstrings.
-
-    Raises:
-        SyntaxError, ValueError: it is no Python.
-    """
-    return _read(source).digest
 
 
 @dataclass(frozen=True)
@@ -96,27 +96,6 @@ class _Place:
     @property
     def relative(self) -> str:
         return self.path.relative_to(self.root).as_posix()
-
-
-@dataclass(frozen=True)
-class _Import:
-    """`from <level dots><module> import <names>`; without names, `import <module>`."""
-
-    level: int
-    module: str
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What is to be known of one module's text."""
-
-    digest: str
-    imports: tuple[_Import, ...]
-    definitions: frozenset[str]
-    """Qualified names of classes and functions that are not made inside a function."""
-    bound: frozenset[str]
-    """Names that the module's own statements give a meaning."""
 
 
 def _bare(thing: Thing) -> Any:
@@ -143,7 +122,7 @@ def _places(thing: Thing) -> list[_Place] | None:
                 return None
             continue
         place = _place(part.__module__)
-        source = _try_read(place.path) if place is not None else None
+        source = try_read(place.path) if place is not None else None
         if place is None or source is None or part.__qualname__ not in source.definitions:
             return None
         places.append(place)
@@ -154,7 +133,33 @@ def _is_outside(module: str) -> bool:
     top, _, rest = module.partition(".")
     if top == "__main__":
         return False
-    return top in OUTSIDE or (top == "metabench" and rest.partition(".")[0] in CORE)
+    of_core = top == "metabench" and rest.partition(".")[0] in CORE
+    return of_core or top in OUTSIDE or _is_standard(top)
+
+
+def _is_standard(top: str) -> bool:
+    """Whether a top-level module is Python's own, by where it lies: a user's may share its name."""
+    if top not in sys.stdlib_module_names:
+        return False
+    module = sys.modules.get(top)
+    spec = find_spec(top) if module is None else module.__spec__
+    if spec is None and module is None:  # of another platform
+        return True
+    if spec is not None and not spec.has_location and spec.submodule_search_locations is None:
+        return True  # built into the interpreter
+    file = getattr(module, "__file__", None) or (spec.origin if spec is not None else None)
+    if file is None:  # a folder without an `__init__.py`
+        return False
+    path = Path(file).resolve()
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return not installed and not _standard_folders().isdisjoint(path.parents)
+
+
+@functools.cache
+def _standard_folders() -> frozenset[Path]:
+    """Where Python's own modules lie."""
+    paths = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    return frozenset(Path(path).resolve() for path in [*paths, os.path.dirname(os.__file__)])
 
 
 def _stands_there(part: Any) -> bool:
@@ -183,9 +188,15 @@ def _is_interactive() -> bool:
     return hasattr(sys, "ps1") or bool(sys.flags.interactive) or hasattr(builtins, "__IPYTHON__")
 
 
-def _reachable(starts: list[_Place]) -> set[tuple[str, str]] | None:
-    """(relative path, digest) of these modules and all that they import from beside them."""
+def _reachable(starts: list[_Place]) -> tuple[set[tuple[str, str]], set[str]] | None:
+    """These modules and all that they import from beside them, and what else they import.
+
+    Returns:
+        (relative path, digest) of each module, and top-level names of other libraries; None where
+        one cannot be read.
+    """
     files: set[tuple[str, str]] = set()
+    libraries: set[str] = set()
     queue = list(starts)
     seen: set[Path] = set()
     while queue:
@@ -196,16 +207,28 @@ def _reachable(starts: list[_Place]) -> set[tuple[str, str]] | None:
         if place.path.suffix != ".py":  # an extension module
             files.add((place.relative, digest_bytes(place.path.read_bytes()).hex()))
             continue
-        source = _try_read(place.path)
+        source = try_read(place.path)
         if source is None:
             return None
         files.add((place.relative, source.digest))
         for statement in source.imports:
             queue += _targets(place, statement)
-    return files
+            top = statement.module.partition(".")[0]
+            if not (statement.level or _is_beside(place, top) or _is_standard(top)):
+                libraries.add(top)
+    return files, libraries
 
 
-def _targets(place: _Place, statement: _Import) -> Iterator[_Place]:
+def _versions(libraries: set[str]) -> list[str]:
+    """`name==version` of the distributions that these top-level names were installed with."""
+    names = libraries - WITHOUT_VERSION
+    owners = _distributions() if names else {}  # which takes a moment, and most import nothing else
+    found = {owner for name in names for owner in owners.get(name, ())}
+    # Without the label of a build (`+cpu`): the device has its own place in a cell's key.
+    return sorted(f"{name}=={version(name).partition('+')[0]}" for name in found)
+
+
+def _targets(place: _Place, statement: Import) -> Iterator[_Place]:
     """The modules beside `place` that one import statement takes something from."""
     parts = statement.module.split(".") if statement.module else []
     if statement.level:
@@ -215,7 +238,7 @@ def _targets(place: _Place, statement: _Import) -> Iterator[_Place]:
     if not parts or not _is_beside(place, parts[0]):
         return
     target = _find(place.root, parts)
-    text = _try_read(target.path) if target and target.path.suffix == ".py" else None
+    text = try_read(target.path) if target and target.path.suffix == ".py" else None
     if not statement.names:
         if target is not None:
             yield target
@@ -239,6 +262,8 @@ def _is_beside(place: _Place, top: str) -> bool:
         return True
     if top in OUTSIDE or top == "metabench" or _find(place.root, [top]) is None:
         return False
+    if _is_standard(top):
+        return False
     if place.root.name not in {"site-packages", "dist-packages"}:
         return True
     owners = _distributions()
@@ -257,93 +282,3 @@ def _find(root: Path, parts: list[str]) -> _Place | None:
     candidates = [base / "__init__.py"]
     candidates += [base.parent / f"{base.name}{end}" for end in (".py", *EXTENSION_SUFFIXES)]
     return next((_Place(name, path) for path in candidates if path.is_file()), None)
-
-
-def _try_read(path: Path) -> _Source | None:
-    try:
-        return _read(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return None
-
-
-@functools.lru_cache(maxsize=1024)
-def _read(source: bytes) -> _Source:
-    tree = ast.parse(source)
-    tokens: list[str] = []
-    _write_tokens(tree, tokens)
-    nodes = list(_running_nodes(tree))
-    return _Source(
-        digest=digest_bytes("\n".join(tokens).encode()).hex(),
-        imports=tuple(_imports(nodes)),
-        definitions=frozenset(_definitions(tree)),
-        bound=frozenset(_bound_names(tree)),
-    )
-
-
-def _write_tokens(node: Any, tokens: list[str]) -> None:
-    """Append a syntax tree; empty fields are left out, which differ between Python versions."""
-    if isinstance(node, ast.AST):
-        tokens.append(type(node).__name__)
-        for field in node._fields:
-            value = getattr(node, field, None)
-            if field == "body":
-                value = _without_docstring(node, value)
-            if value is not None and value != []:
-                tokens.append(field)
-                _write_tokens(value, tokens)
-        tokens.append(";")
-    elif isinstance(node, list):
-        tokens.append("[")
-        for item in node:
-            _write_tokens(item, tokens)
-        tokens.append("]")
-    else:
-        tokens.append(f"{type(node).__name__} {node!r}")
-
-
-def _without_docstring(node: ast.AST, body: Any) -> Any:
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    if not isinstance(node, documented) or ast.get_docstring(node, clean=False) is None:
-        return body
-    return body[1:]
-
-
-def _running_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under `if TYPE_CHECKING:`, which never run."""
-    yield node
-    children: Iterator[ast.AST] | list[ast.stmt] = ast.iter_child_nodes(node)
-    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-        children = node.orelse
-    for child in children:
-        yield from _running_nodes(child)
-
-
-def _imports(nodes: list[ast.AST]) -> Iterator[_Import]:
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (_Import(0, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield _Import(node.level, node.module or "", tuple(a.name for a in node.names))
-
-
-def _definitions(node: ast.AST, prefix: str = "") -> Iterator[str]:
-    """Qualified names of classes and functions outside of functions."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef):
-            yield prefix + child.name
-            yield from _definitions(child, f"{prefix}{child.name}.")
-        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield prefix + child.name
-        else:
-            yield from _definitions(child, prefix)
-
-
-def _bound_names(tree: ast.Module) -> Iterator[str]:
-    """Names that a module's statements bind: by definition, assignment or import."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        elif isinstance(node, ast.alias):
-            yield (node.asname or node.name).partition(".")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -125,11 +125,6 @@ class Identity(_Part):
     def to_json(self) -> dict[str, Any]:
         """Plain values, as they stand in `record.json`."""
         return self.model_dump(mode="json")
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """The identity behind `to_json`; raises pydantic's ValidationError (a ValueError)."""
-        return cls.model_validate(value)
 
     def explain_difference(self, other: Identity) -> list[str]:
         """What changed from this one to the other, a line a part: `recipe.steps: 800 -> 900`."""

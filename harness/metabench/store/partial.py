@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from metabench.store import files
 from metabench.store.machine import owner_alive, unique_name
-from metabench.store.shelf import check_key
+from metabench.store.shelf import CORRUPT, check_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,8 +89,20 @@ class Partial:
                 if files.bytes_digest(data) == path.stem.partition("-")[2]:
                     tensors, meta = parse_tensors(data)
                     return meta, tensors
-                log.warning("checkpoint %s is corrupted; it is left out", path)
+                self._set_aside(path)
         return None
+
+    def _set_aside(self, path: Path) -> None:
+        """As `shelf.set_aside`; but of one cell only the newest is kept: they may be large."""
+        place = self.folder.parents[2] / CORRUPT
+        target = place / f"{self.folder.parent.name}-checkpoint.safetensors"
+        try:
+            place.mkdir(exist_ok=True)
+            os.replace(path, target)
+        except OSError as error:
+            log.warning("checkpoint %s is corrupted and can't be set aside: %s", path, error)
+            return
+        log.warning("checkpoint %s is corrupted; set aside as %s", path, target)
 
     def beat(self, force: bool = False) -> None:
         """Say that this process is at work; cheap enough for every step."""
@@ -131,7 +143,7 @@ class Partial:
 
 
 def claim(root: Path, key: str, stale_after: float = STALE_AFTER_S) -> Partial:
-    """Take over the stale training of a key that was saved most often, else start anew.
+    """Take over the stale training of a key that got furthest, else start anew.
 
     Raises:
         StoreError: the folder can't be written.
@@ -140,16 +152,14 @@ def claim(root: Path, key: str, stale_after: float = STALE_AFTER_S) -> Partial:
     with files.storing(place):
         place.mkdir(parents=True, exist_ok=True)
         stale = [path for path in files.entries(place) if is_stale(path, stale_after)]
-        taken: Path | None = None
-        for path in sorted(stale, key=_progress, reverse=True):
-            mine = _take(path)
-            if mine is None:
-                continue
-            if taken is None:
-                taken = mine
-            else:  # an older attempt that got less far
+        taken = [mine for path in stale if (mine := _take(path)) is not None]
+        if not taken:
+            return Partial(_new_folder(place))
+        furthest = max(taken, key=_progress) if len(taken) > 1 else taken[0]
+        for mine in taken:
+            if mine != furthest:
                 shutil.rmtree(mine, ignore_errors=True)
-        return Partial(taken or _new_folder(place))
+        return Partial(furthest)
 
 
 def abandoned(root: Path, key: str) -> list[Path]:
@@ -188,8 +198,10 @@ def _number(path: Path) -> int:
     return int(path.name.partition("-")[0])
 
 
-def _progress(folder: Path) -> int:
-    return max(map(_number, checkpoints(folder)), default=-1)
+def _progress(folder: Path) -> tuple[int, int]:
+    """The phase and the step of the last checkpoint; how many there were says nothing of either."""
+    saved = Partial(folder).load()
+    return (-1, -1) if saved is None else (int(saved[0].get("phase", 0)), int(saved[0]["step"]))
 
 
 def _new_folder(place: Path) -> Path:
@@ -204,7 +216,7 @@ def _take(folder: Path) -> Path | None:
     mine = folder.with_name(unique_name())
     try:
         # Before the renaming, so that it is never seen old under the new name.
-        os.utime(folder / HEARTBEAT)
+        (folder / HEARTBEAT).touch()  # there may be none, of a process that died as it began
         (folder / RELEASED).unlink(missing_ok=True)
         os.rename(folder, mine)
     except FileNotFoundError:

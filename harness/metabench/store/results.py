@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metabench.engine.metrics import Scores, metric
 from metabench.store.files import write_bytes
 
 COLUMNS = ("episode", "query", "target", "predicted", "class_id")
@@ -38,11 +39,13 @@ class EpisodeResults:
         if self.predictions.shape != shape or self.classes.shape != shape:
             raise ValueError("targets, predictions and classes differ in shape")
 
-    @property
-    def accuracies(self) -> NDArray[np.float64]:
-        """(E,) the fraction of an episode's queries that were predicted right."""
-        right = np.equal(self.targets, self.predictions)
-        return np.asarray(right.mean(axis=1, dtype=np.float64))
+    def scores(self, by: str) -> Scores:
+        """(E,) scores of the episodes under a protocol's metric.
+
+        Raises:
+            UnknownNameError: there is no metric of that name.
+        """
+        return metric(by)(self.predictions, self.targets)
 
     def to_parquet(self, path: Path) -> None:
         """Write one row a query; the same results give the same bytes (with one pyarrow)."""

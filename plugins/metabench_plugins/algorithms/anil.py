@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from metabench import (
     Context,
-    Field,
     GradientAlgorithm,
     GradientHyperparameters,
     PyTree,
@@ -22,10 +19,6 @@ from metabench import (
 )
 
 Tensors = dict[str, Tensor]
-
-
-class ANILHyperparameters(GradientHyperparameters):
-    inner_steps: Annotated[int, Field(ge=0, le=1000, description="inner steps in training")] = 5
 
 
 class ANIL(GradientAlgorithm):
@@ -50,9 +43,8 @@ class ANIL(GradientAlgorithm):
     reference = "Raghu et al. 2020, arXiv:1909.09157"
     summary = "MAML whose inner loop adapts the head only."
     equivariant_to = frozenset({"support-order"})
-    hyperparameters = ANILHyperparameters
+    hyperparameters = GradientHyperparameters
     recipe = Recipe(steps=800, meta_batch=4, lr=3e-3, validate_every=200)
-    order = 2
 
     def adapted_names(self) -> list[str]:
         return [name for name, _ in self.named_parameters() if name.startswith("head.")]

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from metabench import Field, Recipe
-from metabench_plugins.algorithms.maml import MAML, MAMLHyperparameters
-
-
-class FOMAMLHyperparameters(MAMLHyperparameters):
-    inner_steps: Annotated[int, Field(ge=0, le=1000, description="inner steps in training")] = 5
+from metabench import GradientHyperparameters, Recipe
+from metabench_plugins.algorithms.maml import MAML
 
 
 class FOMAML(MAML):
@@ -31,6 +25,6 @@ class FOMAML(MAML):
     name = "fomaml"
     reference = "Finn et al. 2017, arXiv:1703.03400"
     summary = "MAML without second derivatives: the gradient at the adapted parameters."
-    hyperparameters = FOMAMLHyperparameters
+    hyperparameters = GradientHyperparameters
     recipe = Recipe(steps=1300, meta_batch=2, lr=3e-3, validate_every=260)
     order = 1  # (1): `unroll` takes the inner gradients as constants

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar
 
-from torch import Tensor
-
-from metabench import (
-    Context,
-    EpisodeBatch,
-    Field,
-    GradientAlgorithm,
-    GradientHyperparameters,
-    Recipe,
-    query_cross_entropy,
-    sgd,
-)
+from metabench import Field, GradientAlgorithm, GradientHyperparameters, Recipe
 
 
 class MAMLHyperparameters(GradientHyperparameters):
@@ -37,6 +26,9 @@ class MAML(GradientAlgorithm):
         theta <- theta - beta * grad_theta of (2), here by the recipe's optimiser  (3)
     with L the cross-entropy (equation 3 of the paper). (3) is the paper's equation 1.
 
+    All of it is what `GradientAlgorithm` does where nothing is overridden: `inner_update` is (1),
+    `adapt` unrolls it with `order = 2`, and `training_loss` is (2) over the meta-batch.
+
     What differs:
     - L is a mean. The authors' code sums the loss over the N*K support items and divides by K, so
       `inner_lr` here is ways x their alpha (2.0 for their Omniglot settings).
@@ -51,16 +43,5 @@ class MAML(GradientAlgorithm):
     summary = "Learns an initialisation from which a few gradient steps solve a new task."
     # The inner loop sees the whole support set in each step. The head is learnt, class by class.
     equivariant_to = frozenset({"support-order"})
-    hyperparameters = MAMLHyperparameters
+    hyperparameters: ClassVar[type[GradientHyperparameters]] = MAMLHyperparameters
     recipe = Recipe(steps=1000, meta_batch=2, lr=3e-3, validate_every=200)
-    order: ClassVar[Literal[1, 2]] = 2
-
-    def inner_update(
-        self, params: dict[str, Tensor], grads: dict[str, Tensor], opt_state: Any, t: int
-    ) -> tuple[dict[str, Tensor], Any]:
-        return sgd(self.hp.inner_lr)(params, grads, opt_state, t)  # (1)
-
-    def training_loss(self, batch: EpisodeBatch, ctx: Context) -> Tensor:
-        adapted = self.adapt(batch.support, ctx)  # phi_i, its graph leads back to theta; (1)
-        logits = self.predict(adapted, batch.queries, ctx)  # (B, N*Q, N), under phi_i
-        return query_cross_entropy(logits, batch.query_targets)  # (2)

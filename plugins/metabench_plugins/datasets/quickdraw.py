@@ -144,10 +144,13 @@ class QuickDraw(Dataset):
         return "ready"
 
     def prepare(self, report: Report = no_report) -> None:
-        report("quickdraw: decoding", None)
         DataHome(self.folder, self.name).sweep()
-        self._arrays()
-        report("quickdraw: decoding", 1.0)
+        there = self._cache().present()
+        if not there:
+            report("quickdraw: decoding", None)
+        self._arrays()  # which makes anew what is damaged
+        if not there:
+            report("quickdraw: decoding", 1.0)
 
     def item(self, image_size: int | None) -> ItemSpec:
         _check_size(image_size)

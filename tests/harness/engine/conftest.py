@@ -22,6 +22,7 @@ from metabench.engine.build import Blueprint, training_bank
 from metabench.engine.evaluate import Outcome, evaluate
 from metabench.engine.feed import TrainingData
 from metabench.engine.gather import ItemStore
+from metabench.engine.trial import Trial
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.protocol import Protocol, Rotation
 from metabench.episodes.source import EpisodeSource, protocol_key
@@ -111,6 +112,11 @@ class World:
         bank = training_bank(self.banks["train"], recipe, self.protocol)
         return blueprint.build(IMAGE, bank, CPU)
 
+    def trial(self, recipe: Recipe, kind: type[Algorithm] = Nearest) -> Trial:
+        hp = Hyperparameters()
+        blueprint = Blueprint(kind, hp, TinyNet, hp, recipe, self.protocol, seed=0)
+        return Trial(blueprint, IMAGE, self.banks, CPU)
+
     def data(self, recipe: Recipe, validate: Callable[[int], float] | None = None) -> TrainingData:
         bank = training_bank(self.banks["train"], recipe, self.protocol)
         return TrainingData(ItemStore(bank, IMAGE, CPU), self.protocol, validate)
@@ -126,7 +132,7 @@ class World:
         return evaluate(algorithm, self.source(split), self.store(split), episodes, "test")
 
     def validator(self, algorithm: Algorithm) -> Callable[[int], float]:
-        return lambda n: float(self.evaluate(algorithm, n, "validation").accuracies.mean())
+        return lambda n: float(self.evaluate(algorithm, n, "validation").scores("accuracy").mean())
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def test_training_and_test_on_cuda_agree_with_the_cpu(world):
     algorithm, on_cuda = run(world, torch.device("cuda"))
     assert {p.device.type for p in algorithm.parameters()} == {"cuda"}
     assert (on_cpu.targets == on_cuda.targets).all()
-    assert np.abs(on_cpu.accuracies - on_cuda.accuracies).mean() < 0.1
+    assert np.abs(on_cpu.scores("accuracy") - on_cuda.scores("accuracy")).mean() < 0.1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -40,7 +40,7 @@ def test_embeddings_give_what_raw_items_give(
     by_items = world.evaluate(world.make(world.NearestRaw), 60)
     torch.testing.assert_close(first, torch.cat(logits), rtol=1e-6, atol=1e-6)
     assert np.array_equal(by_embeddings.predicted, by_items.predicted)
-    assert 0.3 < by_items.accuracies.mean() < 1
+    assert 0.3 < by_items.scores("accuracy").mean() < 1
 
 
 @pytest.mark.parametrize("kind", ["Nearest", "NearestRaw"])
@@ -159,7 +159,7 @@ def test_an_outcome_says_what_was_asked_and_answered(world) -> None:
         sum(p == t for p, t in zip(*rows, strict=True)) / 12
         for rows in zip(outcome.predicted, outcome.targets, strict=True)
     ]
-    assert outcome.accuracies.tolist() == pytest.approx(right)
+    assert outcome.scores("accuracy").tolist() == pytest.approx(right)
 
 
 def test_evaluation_leaves_the_algorithm_as_it_was(world) -> None:

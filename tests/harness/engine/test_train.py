@@ -273,9 +273,9 @@ def test_a_long_curve_is_thinned(world) -> None:
 def test_training_learns(world) -> None:
     recipe = Recipe(steps=120, lr=1e-2)
     algorithm = world.make()
-    before = world.evaluate(algorithm, 100, "train").accuracies.mean()
+    before = world.evaluate(algorithm, 100, "train").scores("accuracy").mean()
     train(algorithm, recipe, world.data(recipe), 0)
-    assert world.evaluate(algorithm, 100, "train").accuracies.mean() > before + 0.1
+    assert world.evaluate(algorithm, 100, "train").scores("accuracy").mean() > before + 0.1
 
 
 @pytest.mark.parametrize("phases", [None, plain_batches], ids=["episodes", "batches"])

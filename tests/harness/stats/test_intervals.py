@@ -1,15 +1,13 @@
-"""Metrics, intervals and paired tests say what SciPy's own say."""
+"""Intervals and paired tests say what SciPy's own say."""
 
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.extra.numpy import arrays
 
-from metabench.errors import UnknownNameError
 from metabench.stats.intervals import mean_t_interval, row_summary
-from metabench.stats.metrics import accuracy, metric
 from metabench.stats.paired import paired_t_test
 
 SCORES = st.floats(0, 1).map(lambda x: round(x, 3))
@@ -102,24 +100,3 @@ def test_pairing_sees_what_unpaired_intervals_do_not():
 def test_what_cannot_be_paired(second):
     with pytest.raises(ValueError):
         paired_t_test([0.1, 0.2], second)
-
-
-@given(arrays(np.int64, array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, 4)))
-def test_accuracy_is_the_share_of_right_predictions(targets):
-    assert (accuracy(targets, targets) == 1).all()
-    assert (accuracy(targets + 1, targets) == 0).all()
-    predicted = targets.copy()
-    predicted[:, 0] += 1
-    np.testing.assert_allclose(accuracy(predicted, targets), 1 - 1 / targets.shape[1])
-
-
-@pytest.mark.parametrize(("predicted", "targets"), [((2, 3), (2, 4)), ((3,), (3,)), ((2, 0),) * 2])
-def test_what_has_no_accuracy(predicted, targets):
-    with pytest.raises(ValueError, match="accuracy of"):
-        accuracy(np.zeros(predicted, dtype=int), np.zeros(targets, dtype=int))
-
-
-def test_metrics_go_by_the_protocols_names():
-    assert metric("accuracy") is accuracy
-    with pytest.raises(UnknownNameError, match="did you mean 'accuracy'"):
-        metric("acuracy")

@@ -76,8 +76,8 @@ def build_cell(folder: Path, seed: int = 0, note: str = "") -> None:
 def cell_result(seed: int = 0) -> Result:
     results = episode_results(seed)
     return Result(
-        score=float(results.accuracies.mean()),
-        episodes=len(results.accuracies),
+        score=float(results.scores("accuracy").mean()),
+        episodes=len(results.scores("accuracy")),
         validation_score=0.5,
         selected_step=600,
         parameters=28_000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import shutil
 import subprocess
 import sys
@@ -259,6 +260,7 @@ def test_packages_side_by_side_are_apart_unless_installed_as_one(package, monkey
     assert package.digest() == before
     together = {"pack": ["one"], "neighbour": ["one"]}
     monkeypatch.setattr(code_module, "_distributions", lambda: together)
+    monkeypatch.setattr(code_module, "version", lambda name: "1.0")
     before = package.digest()
     (site / "neighbour.py").write_text("def n():\n    return 3\n")
     assert package.digest() != before
@@ -281,3 +283,68 @@ def test_packages_side_by_side_are_apart_unless_installed_as_one(package, monkey
 )
 def test_different_syntax_has_different_digests(one, other):
     assert syntax_digest(one.encode()) != syntax_digest(other.encode())
+
+
+TAKEN = ("chunk", "telnetlib")
+
+
+def test_a_module_called_like_one_of_pythons_own_is_read_where_it_is_not(tmp_path, monkeypatch):
+    """`telnetlib` and `chunk` are names of the standard library, which a user may use too."""
+    monkeypatch.setattr(sys, "stdlib_module_names", {*sys.stdlib_module_names, *TAKEN})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "chunk").mkdir()
+    (tmp_path / "chunk" / "__init__.py").touch()
+    mine, helper = tmp_path / "chunk" / "mine.py", tmp_path / "telnetlib.py"
+    mine.write_text("import json\nfrom telnetlib import n\n\nclass Mine:\n    rate = 1\n")
+    helper.write_text("n = 1\n")
+
+    def digest():
+        importlib.invalidate_caches()
+        try:
+            return code_digest(importlib.import_module("chunk.mine").Mine)
+        finally:
+            for name in [n for n in sys.modules if n.partition(".")[0] in TAKEN]:
+                del sys.modules[name]
+
+    digests = [digest()]
+    mine.write_text(mine.read_text().replace("rate = 1", "rate = 2"))
+    digests.append(digest())
+    helper.write_text("n = 2\n")
+    digests.append(digest())
+    (tmp_path / "json.py").write_text("n = 1\n")  # Python's own was loaded before
+    assert digest() == digests[-1]
+    assert None not in digests
+    assert len(set(digests)) == 3
+
+
+def test_python_knows_its_own_modules():
+    for name in sys.stdlib_module_names:
+        assert code_module._is_standard(name), name
+    assert not any(map(code_module._is_standard, ("numpy", "metabench", "pack")))
+
+
+def test_the_versions_of_imported_libraries_count(package, monkeypatch):
+    versions = {"numpy": "2.1.0", "scipy": "1.13.0", "torch": "2.14.0", "pandas": "2.2.0"}
+    monkeypatch.setattr(code_module, "_distributions", lambda: {n: [n] for n in versions})
+    monkeypatch.setattr(code_module, "version", versions.__getitem__)
+    package.write("neighbour.py", "import os, torch.nn, pytest\nfrom numpy import linalg\n")
+    late = "def loss(x):\n    import scipy.special\n    return x\n"
+    package.write("pack/algorithms/late.py", late)
+    package.write("pack/algorithms/other.py", "import pandas\n")
+    digests = [package.digest()]
+    for name in versions:
+        versions[name] += ".1"
+        digests.append(package.digest())
+    numpy, scipy, torch, pandas = [a != b for a, b in itertools.pairwise(digests)]
+    assert (numpy, scipy, torch, pandas) == (True, True, False, False)
+    versions["numpy"], before = "2.1.0+cpu", digests[-1]
+    with_label = package.digest()
+    versions["numpy"] = "2.1.0"
+    assert package.digest() == with_label != before
+
+
+def test_distributions_are_looked_up_only_where_something_is_imported(package, monkeypatch):
+    monkeypatch.setattr(code_module, "_distributions", lambda: pytest.fail("looked up"))
+    assert package.digest() is not None
+    assert code_digest(nn.Linear) is not None

@@ -80,14 +80,14 @@ def test_the_key_of_a_cell_is_frozen(make_identity, make_phase_identity):
 def test_an_identity_survives_json(make_identity, make_phase_identity):
     for identity in (make_identity(), make_phase_identity()):
         text = json.dumps(identity.to_json())
-        again = type(identity).from_json(json.loads(text))
+        again = type(identity).model_validate(json.loads(text))
         assert again == identity
         assert again.key == identity.key
 
 
 def test_an_identity_with_an_unknown_part_is_refused(make_identity):
     with pytest.raises(ValueError, match="surprise"):
-        CellIdentity.from_json(make_identity().to_json() | {"surprise": 1})
+        CellIdentity.model_validate(make_identity().to_json() | {"surprise": 1})
 
 
 def test_every_part_of_an_identity_is_in_its_key(make_identity, make_phase_identity):
@@ -145,7 +145,7 @@ def test_code_that_could_not_be_read_is_never_the_same(make_identity):
 def test_a_shared_phase_with_unreadable_code_is_not_reusable(make_phase_identity):
     phase = make_phase_identity()
     assert phase.reusable
-    unread = PhaseIdentity.from_json(phase.to_json() | {"code": fresh_code()})
+    unread = PhaseIdentity.model_validate(phase.to_json() | {"code": fresh_code()})
     assert not unread.reusable
 
 
@@ -153,7 +153,7 @@ def test_keys_do_not_depend_on_the_process(make_identity):
     text = json.dumps(shuffled(make_identity().to_json(), random.Random(0)))
     script = (
         "import json, sys; from metabench.store.keys import CellIdentity;"
-        "print(CellIdentity.from_json(json.loads(sys.argv[1])).key);"
+        "print(CellIdentity.model_validate(json.loads(sys.argv[1])).key);"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(

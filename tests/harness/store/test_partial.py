@@ -169,6 +169,27 @@ def test_the_furthest_of_several_is_taken_and_the_rest_dropped(tmp_path):
     assert list(place.iterdir()) == [mine.folder]
 
 
+def test_how_far_it_got_is_told_by_phase_and_step_not_by_how_often_it_was_saved(tmp_path):
+    reached = {"often": (0, 9, 5), "far": (1, 3, 1), "less far": (1, 2, 4)}
+    runs = {name: claim(tmp_path, KEY) for name in reached}
+    for name, (phase, step, saves) in reached.items():
+        for done in range(step - saves + 1, step + 1):
+            runs[name].save(done, {"w": torch.zeros(1)}, {"phase": phase})
+        runs[name].release()
+    found = claim(tmp_path, KEY).load()
+    assert found is not None
+    assert found[0] == {"phase": 1, "step": 3}
+
+
+def test_a_folder_that_never_got_a_heartbeat_is_taken_over(tmp_path):
+    with claim(tmp_path, KEY) as first:
+        (first.folder / HEARTBEAT).unlink()
+    assert [path.name for path in (tmp_path / "partial" / KEY).iterdir()] == [first.folder.name]
+    mine = claim(tmp_path, KEY)
+    assert list((tmp_path / "partial" / KEY).iterdir()) == [mine.folder]
+    assert (mine.folder / HEARTBEAT).exists()
+
+
 def test_only_one_can_take_it(tmp_path):
     first = claim(tmp_path, KEY)
     save(first, 3)
@@ -225,11 +246,18 @@ def test_a_corrupted_checkpoint_is_named_and_not_used(tmp_path, caplog, damage):
     path.write_bytes(
         {"truncated": data[: len(data) // 2], "flipped": flipped, "emptied": b""}[damage]
     )
+    path_content = path.read_bytes()
     with caplog.at_level(logging.WARNING):
         assert mine.load() is None
     assert str(path) in caplog.text
+    aside = tmp_path / "corrupt" / f"{KEY}-checkpoint.safetensors"
+    assert aside.read_bytes() == path_content
     save(mine, 4)
     assert_loads(mine, 4)
+    (path,) = partial.checkpoints(mine.folder)
+    path.write_bytes(b"worse")
+    assert mine.load() is None
+    assert [p.read_bytes() for p in (tmp_path / "corrupt").iterdir()] == [b"worse"]  # the newest
 
 
 def test_discard_leaves_nothing_but_what_others_have(tmp_path):

@@ -25,13 +25,13 @@ def test_results_survive_the_file(tmp_path_factory, episodes, queries, seed):
     again = EpisodeResults.from_parquet(path)
     for name in ("targets", "predictions", "classes"):
         assert np.array_equal(getattr(again, name), getattr(results, name))
-    assert np.array_equal(again.accuracies, results.accuracies)
+    assert np.array_equal(again.scores("accuracy"), results.scores("accuracy"))
 
 
 def test_accuracy_is_the_fraction_of_queries_that_were_right():
     targets = np.array([[0, 1, 2, 3], [0, 0, 1, 1]])
     predictions = np.array([[0, 1, 2, 0], [1, 0, 0, 0]])
-    accuracies = EpisodeResults(targets, predictions, targets).accuracies
+    accuracies = EpisodeResults(targets, predictions, targets).scores("accuracy")
     assert accuracies.tolist() == [0.75, 0.25]
     assert accuracies.dtype == np.float64
 

@@ -175,7 +175,7 @@ class Lab:
         def validate(episodes: int) -> float:
             store, source = self.store("validation"), self.source("validation")
             return float(
-                evaluate(algorithm, source, store, episodes, "validation").accuracies.mean()
+                evaluate(algorithm, source, store, episodes, "validation").scores("accuracy").mean()
             )
 
         data = TrainingData(TypedStore(bank, IMAGE, self.dtype), self.protocol, validate)
@@ -183,7 +183,7 @@ class Lab:
 
     def accuracies(self, algorithm: Algorithm, episodes: int) -> np.ndarray:
         """(episodes,) accuracy in each of the first test episodes."""
-        return evaluate(algorithm, self.source(), self.store(), episodes, "test").accuracies
+        return evaluate(algorithm, self.source(), self.store(), episodes, "test").scores("accuracy")
 
     def dependence(self, algorithm: Algorithm, episodes: int = 2) -> str:
         """How predictions depend on the other queries; empty if they do not (inductive)."""

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from metabench import GradientHyperparameters
 from metabench.engine.gradient import GradientAlgorithm
-from metabench_plugins.algorithms.anil import ANIL, ANILHyperparameters
+from metabench_plugins.algorithms.anil import ANIL
 from metabench_plugins.algorithms.maml import MAML, MAMLHyperparameters
 
 Lab = Any
@@ -27,7 +28,7 @@ class HeadOnlyMAML(MAML):
 def both(lab: Lab, option: str, **settings: Any) -> list[GradientAlgorithm]:
     given = {"inner_lr": 0.3, "inner_steps": 4, "batch_norm": option, **settings}
     return [
-        lab.make(ANIL, ANILHyperparameters(**given)),
+        lab.make(ANIL, GradientHyperparameters(**given)),
         lab.make(HeadOnlyMAML, MAMLHyperparameters(**given)),
     ]
 
@@ -78,7 +79,7 @@ def test_the_state_holds_the_head_alone(lab: Lab) -> None:
 def test_the_backbone_sees_each_support_set_once_however_many_steps(
     lab: Lab, option: str, stage: str
 ) -> None:
-    hp = ANILHyperparameters(inner_steps=7, batch_norm=option)
+    hp = GradientHyperparameters(inner_steps=7, batch_norm=option)
     algorithm, batch = lab.make(ANIL, hp), lab.batch(3)
     seen: list[int] = []
     algorithm.backbone.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from metabench import GradientHyperparameters
 from metabench.api.items import Items, Support, Targets
 from metabench.engine.norm import norm_mode
-from metabench_plugins.algorithms.fomaml import FOMAML, FOMAMLHyperparameters
+from metabench_plugins.algorithms.fomaml import FOMAML
 from metabench_plugins.algorithms.maml import MAML, MAMLHyperparameters
 
 Lab = Any
@@ -21,7 +22,7 @@ def test_the_meta_gradient_is_the_mean_of_the_tasks_gradients_at_their_adapted_w
     lab: Lab, option: str
 ) -> None:
     lab = lab.with_protocol(shots=2, queries=3).double()
-    hp = FOMAMLHyperparameters(inner_steps=3, batch_norm=option)
+    hp = GradientHyperparameters(inner_steps=3, batch_norm=option)
     algorithm, batch = lab.make(FOMAML, hp, backbone=lab.SmoothConv), lab.batch(2)
     algorithm.training_step(batch, lab.context("train"))
     with torch.no_grad():
@@ -45,7 +46,7 @@ def test_the_meta_gradient_is_the_mean_of_the_tasks_gradients_at_their_adapted_w
 
 
 def test_it_adapts_and_predicts_as_maml_with_the_same_weights(lab: Lab) -> None:
-    first = lab.make(FOMAML, FOMAMLHyperparameters(inner_steps=4))
+    first = lab.make(FOMAML, GradientHyperparameters(inner_steps=4))
     second = lab.make(MAML, MAMLHyperparameters(inner_steps=4))
     batch = lab.batch(3)
     with torch.no_grad():
@@ -56,7 +57,7 @@ def test_it_adapts_and_predicts_as_maml_with_the_same_weights(lab: Lab) -> None:
 
 def test_without_inner_steps_it_is_maml_in_training_too(lab: Lab) -> None:
     lab = lab.double()
-    first = lab.make(FOMAML, FOMAMLHyperparameters(inner_steps=0))
+    first = lab.make(FOMAML, GradientHyperparameters(inner_steps=0))
     second = lab.make(MAML, MAMLHyperparameters(inner_steps=0))
     batch = lab.batch(2)
     first.training_step(batch, lab.context("train"))
@@ -67,7 +68,7 @@ def test_without_inner_steps_it_is_maml_in_training_too(lab: Lab) -> None:
 
 def test_a_padded_support_set_counts_its_real_items_only(lab: Lab) -> None:
     lab = lab.with_protocol(shots=2).double()
-    hp = FOMAMLHyperparameters(batch_norm="running")  # the others take moments of the padding
+    hp = GradientHyperparameters(batch_norm="running")  # the others take moments of the padding
     algorithm, batch = lab.make(FOMAML, hp), lab.batch(2)
     real = torch.arange(10) % 2 == 0
     data, values = batch.support.items.data, batch.support.targets.values

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metabench_plugins.algorithms.fomaml import FOMAML, FOMAMLHyperparameters
+from metabench import GradientHyperparameters
+from metabench_plugins.algorithms.fomaml import FOMAML
 from metabench_plugins.algorithms.maml import MAML, MAMLHyperparameters
 from metabench_plugins.backbones.identity import Identity
 
@@ -75,7 +76,7 @@ def independent(algorithm: Any, batch: Any, order: int) -> tuple[Tensor, Tensors
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(
-    ("kind", "settings"), [(MAML, MAMLHyperparameters), (FOMAML, FOMAMLHyperparameters)]
+    ("kind", "settings"), [(MAML, MAMLHyperparameters), (FOMAML, GradientHyperparameters)]
 )
 def test_the_meta_gradient_is_that_of_an_independent_implementation(
     lab: Lab, kind: Any, settings: Any, option: str
@@ -96,7 +97,7 @@ def test_the_meta_gradient_is_the_finite_difference_and_fomamls_is_not(
 ) -> None:
     lab = lab.with_protocol(shots=2, queries=3).double()
     maml_hp = MAMLHyperparameters(inner_lr=0.3, inner_steps=3, batch_norm=option)
-    fomaml_hp = FOMAMLHyperparameters(inner_lr=0.3, inner_steps=3, batch_norm=option)
+    fomaml_hp = GradientHyperparameters(inner_lr=0.3, inner_steps=3, batch_norm=option)
     maml = lab.make(MAML, maml_hp, backbone=lab.SmoothConv)
     fomaml = lab.make(FOMAML, fomaml_hp, backbone=lab.SmoothConv)
     batch = lab.batch()
@@ -153,7 +154,7 @@ def test_one_step_from_a_zero_head_has_the_closed_form(lab: Lab) -> None:
     hessian = spread @ at_phi @ (x.T @ x) / len(x)
     for kind, settings, expected in (
         (MAML, MAMLHyperparameters, at_phi - alpha * hessian),
-        (FOMAML, FOMAMLHyperparameters, at_phi),
+        (FOMAML, GradientHyperparameters, at_phi),
     ):
         algorithm = lab.make(kind, settings(inner_lr=alpha, inner_steps=1), backbone=Identity)
         torch.nn.init.zeros_(algorithm.head.weight)

@@ -1,21 +1,27 @@
-"""Metrics: what one episode's predictions are worth, a number each; higher is better."""
+"""Metrics: what one episode's predictions are worth, a number each; higher is better.
+
+The only place that turns predictions into scores: of validation, of the test and of tables. Another
+metric is an entry in `METRICS`, and its name in `MetricName`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metabench.episodes.protocol import MetricName
 from metabench.errors import unknown_name
 
-Ids = NDArray[np.integer]
+Values = NDArray[Any]
 Scores = NDArray[np.float64]
-Metric = Callable[[Ids, Ids], Scores]
-"""(E, Q) predicted and (E, Q) true class ids to (E,) scores."""
+Metric = Callable[[Values, Values], Scores]
+"""(E, Q, ...) predictions and (E, Q, ...) targets to (E,) scores."""
 
 
-def accuracy(predicted: Ids, targets: Ids) -> Scores:
+def accuracy(predicted: Values, targets: Values) -> Scores:
     """The share of right predictions in each episode.
 
     Args:
@@ -34,7 +40,7 @@ def accuracy(predicted: Ids, targets: Ids) -> Scores:
     return right
 
 
-METRICS: dict[str, Metric] = {"accuracy": accuracy}
+METRICS: dict[MetricName, Metric] = {"accuracy": accuracy}
 """By the names that a protocol may have as its metric."""
 
 
@@ -44,6 +50,7 @@ def metric(name: str) -> Metric:
     Raises:
         UnknownNameError: there is none of that name.
     """
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
-    return METRICS[name]
+    for known, function in METRICS.items():
+        if known == name:
+            return function
+    raise unknown_name("metric", name, METRICS)
