@@ -1,7 +1,8 @@
-"""Checks the shape of the tree: top-level entries, first lines, lengths of modules."""
+"""Checks the tree: top-level entries, first lines, lengths of modules, unfilled placeholders."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ TOP_LEVEL = {
     "Makefile",
 }
 LONGEST_MODULE = 400
+PLACEHOLDER = re.compile(r"@[A-Z]+@")  # what a text leaves open until a number is known
 
 
 def main() -> int:
@@ -31,10 +33,16 @@ def main() -> int:
         for name in sorted({path.parts[0] for path in files})
         if not name.startswith(".") and name not in TOP_LEVEL
     ]
-    for path in files:
-        if path.suffix != ".py" or not path.is_file():
+    for path in filter(Path.is_file, files):
+        content = path.read_bytes()
+        if b"\0" in content:  # not a text
             continue
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = content.decode().splitlines()
+        for number, line in enumerate(lines, start=1):
+            if found := PLACEHOLDER.search(line):
+                wrong.append(f"{path}:{number}: {found[0]} is not filled in")
+        if path.suffix != ".py":
+            continue
         if len(lines) > LONGEST_MODULE:
             wrong.append(f"{path}: {len(lines)} lines, over {LONGEST_MODULE}")
         if lines and path.parts[0] in {"harness", "plugins"} and not lines[0].startswith('"""'):

@@ -35,6 +35,12 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return install
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder that all tests of a process share: the drawings are decoded once."""
+    return tmp_path_factory.mktemp("data")
+
+
 @pytest.fixture
 def metabench(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Run the command line in a process of its own, in an empty folder, with nothing set."""

@@ -11,38 +11,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from small_suite import HEAD
 
 from metabench.cli import main
 
-SUITE = """
-summary = "two ways to train, in seconds"
-seeds = 1
-
-[recipe]
-steps = 12
-validate_every = 6
-validation_episodes = 10
-
-[recipes.supervised]
-steps = 15
-batch_size = 16
-validate_every = 0
-select = "last"
-
-[[dataset]]
-name = "quickdraw"
-
-[[protocol]]
-ways = 5
-shots = 1
-queries = 5
-episodes = 20
-
-[[backbone]]
-name = "conv4"
-label = "conv4-8"
-hyperparameters = {width = 8, downsample = "stride"}
-
+SUITE = f"""{HEAD}
 [[algorithm]]
 name = "protonet"
 
@@ -105,12 +78,6 @@ class CommandLine:
         text = f'{head}name = "quickdraw"\n{protocol}[[backbone]]\nname = "identity"\n{tail}'
         (self.folder / "these.toml").write_text(text)
         return "these.toml"
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder that all tests share: the drawings are decoded once."""
-    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="session")

@@ -50,12 +50,12 @@ def test_the_plugin_of_the_guide_is_listed_shown_and_run(plugin, metabench, tmp_
     assert '"nearest-item"' in done.stdout
 
 
-def test_the_class_of_the_guide_runs_in_a_notebook(tmp_path):
+def test_the_class_of_the_guide_runs_in_a_notebook(tmp_path, data):
     (source,) = [block for block in blocks("python") if "hookimpl" in block]
     scope = {"__name__": "notebook"}
     exec(compile(source, "<cell 1>", "exec"), scope)  # as a notebook does
     experiment = metabench.run(
-        "smoke", algorithms=["protonet", scope["NearestItem"]], seeds=1, out=tmp_path
+        "smoke", algorithms=["protonet", scope["NearestItem"]], seeds=1, out=tmp_path, data_dir=data
     )
     frame = experiment.to_frame()
     assert set(frame["algorithm"]) == {"protonet", "nearest-item"}

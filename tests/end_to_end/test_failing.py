@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-STATUS = {
+STATUS = {  # the endless one first: the others run, and die, while it is waited for
+    "endless": ("timeout", "it took longer than 15 s"),
     "raising": ("error", "ValueError: bad luck at step 0"),
     "exiting": ("error", "SystemExit: usage: train.py --train"),
     "not-a-number": ("nan", "the loss is nan at step"),
     "greedy": ("out-of-memory", "allocate"),
     "leaving": ("killed", "its process ended with exit code 0"),
     "mortal": ("killed", "its process was killed by SIGKILL"),
-    "endless": ("timeout", "it took longer than 15 s"),
 }
 
 

@@ -70,7 +70,19 @@ def test_after_kill_9_training_goes_on_to_the_same_bytes(metabench, misbehaving:
     assert not checkpoints(results)
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(metabench, misbehaving: Path) -> None:
+def ctrl_c(process: Process) -> None:
+    """As a terminal does it: to the whole group."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("end", "what", "code"),
+    [(ctrl_c, "interrupted", 130), (Process.terminate, "terminated", 143)],
+    ids=["ctrl-c", "sigterm"],
+)
+def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(
+    end: Callable[[Process], None], what: str, code: int, metabench, misbehaving: Path
+) -> None:
     suite = metabench.write_suite("nearest-centroid", "patient", steps=0)
     words = ["run", "-s", suite, "-o", "out", "--jobs", "1", "--set", "patient.recipe.steps=1000"]
     path = {"PYTHONPATH": str(misbehaving)}
@@ -79,17 +91,18 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(metabench, misbehav
     wait_for(lambda: checkpoints(results), process)
     workers = workers_of(process)
     begun = time.monotonic()
-    for _ in range(2):  # as a terminal does it: to the whole group; some people press twice
-        os.killpg(process.pid, signal.SIGINT)
+    for _ in range(2):  # some people press twice
+        end(process)
         time.sleep(0.05)
     printed, told = process.communicate(timeout=60)
     assert time.monotonic() - begun < 10
-    assert (process.returncode, printed) == (130, "")
+    assert (process.returncode, printed) == (code, "")
     assert told.splitlines()[-1] == (
-        "interrupted; what is finished is kept. Go on with: metabench run --suite these.toml"
+        f"{what}; what is finished is kept. Go on with: metabench run --suite these.toml"
         " --set patient.recipe.steps=1000 --jobs 1 --out out"
     )
     assert "Traceback" not in told
+    assert "resource_tracker" not in told
     assert workers
     assert not any(worker.is_running() for worker in workers)
     assert len(list(results.glob(f"cells/*/{RECORD}"))) == 1

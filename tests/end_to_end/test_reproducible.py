@@ -49,7 +49,7 @@ def test_a_run_prints_its_table_and_says_where_it_is(finished: Finished) -> None
         assert name in done.stdout
     lines = done.stderr.splitlines()
     assert sum(" ok " in line for line in lines) == CELLS + 1  # and one shared training
-    [protonet] = [line for line in lines if "5w1s5q/protonet/conv4-8/seed0 ok" in line]
+    [protonet] = [line for line in lines if "5w1s3q/protonet/conv4-4/seed0 ok" in line]
     assert ", validation 0." in protonet
     assert lines[-2] == f"{CELLS} cells: 0 reused, {CELLS} run"
     assert lines[-1] == f"the table is in {results / 'leaderboards' / 'tiny.csv'}"

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import random
 import re
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from made_up_tables import TIMES, few, files, read_csv
 
 from metabench.api.recipe import Recipe
 from metabench.episodes.protocol import Protocol
 from metabench.leaderboard.table import leaderboard, write_leaderboard
-
-few = settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-TIMES = {"adapt_ms", "predict_ms", "train_s"}
-
-
-def by_algorithm(results: Any, suite: str = "study") -> dict[str, dict[str, Any]]:
-    return {str(row["algorithm"]): row for row in leaderboard(results.store, suite)}
-
-
-def files(results: Any, suite: str = "study") -> tuple[str, str]:
-    written = write_leaderboard(results.store, suite)
-    table, page = (path.read_text(encoding="utf-8") for path in written)
-    return table, page
-
-
-def read_csv(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 def test_rows_are_in_order_with_numbers_as_numbers(results: Any) -> None:

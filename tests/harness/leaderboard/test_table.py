@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import re
 import subprocess
@@ -15,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from made_up_tables import TIMES, by_algorithm, few, files
 
 from metabench.api.recipe import Recipe
 from metabench.episodes.protocol import Protocol
@@ -24,25 +23,6 @@ from metabench.errors import StoreError, UnknownNameError
 from metabench.leaderboard.rows import COLUMNS, table_rows
 from metabench.leaderboard.table import leaderboard, write_leaderboard
 from metabench.store.record import RunInfo
-
-TIMES = {"adapt_ms", "predict_ms", "train_s"}
-few = settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-def by_algorithm(results: Any, suite: str = "study") -> dict[str, dict[str, Any]]:
-    return {str(row["algorithm"]): row for row in leaderboard(results.store, suite)}
-
-
-def files(results: Any, suite: str = "study") -> tuple[str, str]:
-    written = write_leaderboard(results.store, suite)
-    table, page = (path.read_text(encoding="utf-8") for path in written)
-    return table, page
-
-
-def read_csv(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 def test_the_columns_are_those_that_were_promised_in_their_order(results: Any) -> None:
@@ -102,8 +82,9 @@ def test_numbers_are_those_of_the_episodes_and_never_the_records(
     predicted = [results.predicted[key] for key in keys]
     table = np.array([(p.predictions == p.targets).mean(axis=1) for p in predicted])  # (S, E)
     assert row["score"] == pytest.approx(table.mean(), abs=1e-12)
-    interval = scipy.stats.t.interval(0.95, episodes - 1, scale=scipy.stats.sem(table.mean(axis=0)))
-    if table.mean(axis=0).std() > 0:
+    error = scipy.stats.sem(table.mean(axis=0))
+    if error > 0:
+        interval = scipy.stats.t.interval(0.95, episodes - 1, scale=error)
         assert row["ci95"] == pytest.approx(interval[1], abs=1e-12)
     if len(skills) < 3:
         assert row["seed_std"] is None

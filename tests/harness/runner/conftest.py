@@ -8,38 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from small_suite import HEAD
 
 from metabench import Algorithm, Recipe
 from metabench.experiment.prepared import Prepared, prepare
-
-HEAD = """
-summary = "for a test"
-
-[recipe]
-steps = 12
-validate_every = 4
-validation_episodes = 6
-
-[recipes.supervised]
-steps = 8
-batch_size = 8
-validate_every = 0
-select = "last"
-
-[[dataset]]
-name = "quickdraw"
-
-[[protocol]]
-ways = 5
-shots = 1
-queries = 3
-episodes = 10
-
-[[backbone]]
-name = "conv4"
-label = "conv4-4"
-hyperparameters = {width = 4, downsample = "stride"}
-"""
 
 
 class Prototypes(Algorithm):
@@ -90,12 +62,6 @@ class Peeking(Prototypes):
 
 
 Ask = Callable[..., Prepared]
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawings, decoded once."""
-    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture

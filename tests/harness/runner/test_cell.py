@@ -24,7 +24,7 @@ def test_a_cell_leaves_what_tables_and_people_need(ask, classes) -> None:
     assert set(record.files) == {EPISODES, CHECKPOINT, CURVE}
     assert {p.name for p in folder.iterdir()} == {*record.files, RECORD, RUN, LOG, "timing"}
     result = record.result
-    assert result.score == experiment.store.episodes(key).accuracies.mean()
+    assert result.score == experiment.store.episodes(key).scores("accuracy").mean()
     assert (result.episodes, result.budget) == (10, 12)
     assert result.train_items == 12 * 5 * (1 + 3)
     with (folder / CURVE).open() as file:
@@ -44,12 +44,12 @@ def test_the_checkpoint_is_the_one_that_was_tested(ask, classes) -> None:
     experiment = asked.run()
     [key], [cell] = experiment.outcome.plan.keys, asked.cells
     bench = Workbench(asked.registry, asked.options.data_folder, torch.device("cpu"))
-    algorithm = bench.build(cell)
+    trial = bench.trial(cell)
+    algorithm = trial.build()
     algorithm.load_state_dict(read_tensors(experiment.store.folder(key) / CHECKPOINT)[0])
     from metabench.engine.evaluate import evaluate
 
-    bank = bench.banks(cell)["test"]
-    outcome = evaluate(algorithm, bench.source(bank, cell), bench.store_of(bank, cell), 10, "test")
+    outcome = evaluate(algorithm, trial.episodes("test"), trial.items("test"), 10, "test")
     assert (outcome.predicted == experiment.store.episodes(key).predictions).all()
 
 

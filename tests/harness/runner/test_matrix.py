@@ -139,6 +139,7 @@ def test_exclusion_is_by_algorithm_variant_both_or_backbone(matrix):
         ({"datasets": ["omniglot"]}, "no dataset 'omniglot'", "points"),
         ({"protocols": ["5w1"]}, "no protocol '5w1'", "5w1s15q, 5w5s15q"),
         ({"exclude": ["lerner"]}, "to exclude: 'lerner'", "learner/classic"),
+        ({"exclude": ["metrik"]}, "to exclude: 'metrik'", "did you mean 'metric'?"),
         ({"exclude": ["*"]}, "leave nothing", "--dry-run"),
         ({"algorithms": ["learner"], "backbones": ["pixels"]}, "leave nothing", "--dry-run"),
         ({"seeds": 0}, "0 seeds", "--seeds 3"),

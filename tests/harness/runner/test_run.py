@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from metabench.errors import StoreError
 from metabench.experiment.prepared import prepare
+from metabench.leaderboard.table import write_leaderboard
 from metabench.runner import run as run_module
 from metabench.runner.cells import Cell
 from metabench.runner.jobs import Job, JobResult
@@ -143,7 +144,7 @@ def test_a_shared_training_that_fails_fails_its_cells(ask, monkeypatch) -> None:
     def broken(*args: object, **options: object) -> None:
         raise MemoryError("too large")
 
-    monkeypatch.setattr("metabench.runner.cell.train_shared_phase", broken)
+    monkeypatch.setattr("metabench.engine.trial.train_shared_phase", broken)
     tables = [
         f'name = "{name}"\nrecipe = "supervised"' for name in ("baseline", "nearest-centroid")
     ]
@@ -209,6 +210,44 @@ def test_a_suite_remembers_all_cells_of_a_run_before_they_run(ask, classes, monk
     noted = Store(asked.options.results).suite("small")
     assert [cell.labels["seed"] for cell in noted] == [0, 1]
     assert {cell.labels["id"] for cell in noted} == {cell.id for cell in asked.cells}
+
+
+CENTROID = 'name = "nearest-centroid"\nvariant = "{}"\nrecipe = {{steps = 0}}\n'
+
+
+def test_a_renamed_entry_of_a_suite_leaves_its_table(
+    ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def variants(*entries: str, **options: object) -> set[str]:
+        done = ask(*map(CENTROID.format, entries), **options).run()
+        return {row["variant"] for row in done.leaderboard().to_dict("records")}
+
+    assert variants("old", "kept") == {"old", "kept"}
+    assert variants("old", "kept", exclude="kept", settings="protocol.queries=2") == {"old", "kept"}
+    assert caplog.messages == []
+    assert variants("new", "kept", exclude="kept") == {"new", "kept"}
+    [warning] = caplog.messages
+    assert "suite small is not what it was" in warning
+    assert "2 cells of then left its table" in warning  # one of them by --set
+    assert variants("old", "kept") == {"old", "kept"}  # reused
+
+
+def test_a_cell_that_another_suite_ran_is_run_again_by_this_one(
+    ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ask(CENTROID.format("x")).run()
+    (tmp_path / "small.toml").rename(tmp_path / "mine.toml")
+    options = {"out": tmp_path / "out", "device": "cpu"}
+    done = prepare("mine.toml", data_dir=ask().options.data_folder, **options).run()
+    assert done.outcome.ran == []
+    [noted] = done.store.suite("mine")
+    assert noted.command.startswith("metabench run --suite mine.toml ")
+    _, page = write_leaderboard(done.store, "mine")
+    assert "metabench run --suite mine.toml " in page.read_text()
+    assert "small.toml" not in page.read_text()
 
 
 def test_nothing_to_do_starts_no_executor(ask, classes, monkeypatch, tmp_path: Path) -> None:

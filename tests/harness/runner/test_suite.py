@@ -158,7 +158,7 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path, line, key, nearest):
         ("[[algorithm]]\nvariant = 'x'", "the key 'name' is missing"),
         (
             "[[algorithm]]\nname = 'learner'\nvariant = 'a/b'",
-            'variant = "a/b": string should match',
+            'variant = "a/b": it may have letters, digits and _ . + = , - in it, and begins with a',
         ),
         ("[[algorithm]]\nname = 'learner'\nrecipe = {steps = -1}", "recipe: steps = -1 should be"),
         ("[[algorithm]]\nname = 'learner'\nrecipe = {lr = inf}", "lr = inf should be a finite"),
@@ -216,8 +216,16 @@ def test_a_suite_needs_a_summary(tmp_path):
 
 
 def test_what_is_no_toml(tmp_path):
+    file = tmp_path / "mine.toml"
     error = refused(tmp_path, "summary = \n")
-    assert "line 1" in error.message
+    assert error.message == f"{file}, line 1, column 11: invalid value"
+    error = refused(tmp_path, 'summary = "x"\nseeds = [1,\n2')
+    assert error.message == (
+        f"{file} ends in line 3 within something that was begun: unclosed array"
+    )
+    assert "close it" in error.hint
+    error = refused(tmp_path, 'summary = "x"\nsummary = "y"')
+    assert error.message == f"{file}, line 2, column 14: cannot overwrite a value"
 
 
 def test_what_is_no_text(tmp_path):
@@ -234,6 +242,20 @@ def test_what_is_far_too_large(tmp_path):
 def test_what_is_not_there(tmp_path):
     with pytest.raises(UsageError, match=r"none\.toml cannot be read: No such file"):
         load_suite(tmp_path / "none.toml")
+
+
+def test_a_file_with_the_name_of_a_registered_suite_is_refused(tmp_path):
+    own = written(tmp_path, MINIMAL)
+    other = tmp_path / "elsewhere" / "mine.toml"
+    other.parent.mkdir()
+    other.write_text(MINIMAL)
+    known = Registry(
+        suites={"mine": Entry("mine", "suite", "plug", "plugin 'plug' of dist 1", own)}
+    )
+    assert open_suite(str(own), known) == open_suite("mine", known)
+    with pytest.raises(UsageError, match="has the name of suite 'mine' of plugin 'plug'") as caught:
+        open_suite(str(other), known)
+    assert "my-mine.toml" in caught.value.hint
 
 
 def test_a_suite_is_opened_by_name_or_by_path(tmp_path):
