@@ -3,7 +3,7 @@
     python ci/choose_settings.py [ALGORITHM...] --out FOLDER > trials.csv
 
 Each algorithm gets the same number of candidates (`CANDIDATES`), each trained once under each
-protocol with a seed that the suite does not use, within the suite's budget of steps, and scored on
+protocol with a seed that the suite does not use and the budget that the suite then has, scored on
 meta-validation episodes. Meta-test is not looked at: the runs test two episodes, as few as there
 can be, and nothing here reads them. What was chosen from these trials stands in the suite file.
 """

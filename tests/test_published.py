@@ -11,6 +11,9 @@ import pytest
 
 from metabench.leaderboard.members import STATUSES
 from metabench.leaderboard.rows import COLUMNS
+from metabench.plugins import load_registry
+from metabench.runner.matrix import build_matrix
+from metabench.runner.suite import open_suite
 
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "leaderboards"
@@ -85,6 +88,27 @@ def test_the_scores_of_the_readme_are_those_that_were_checked() -> None:
             assert (row["score"], row["ci95"]) == (pixels[key]["score"], pixels[key]["ci95"])
         else:
             assert row["score"] == checked[key]["score"], key
+
+
+def test_the_published_table_is_of_the_suite_as_it_is() -> None:
+    registry = load_registry()
+    cells = build_matrix(open_suite("fewshot", registry), registry)
+    asked = {
+        (
+            cell.protocol.name,
+            cell.algorithm.name,
+            cell.variant,
+            cell.backbone.label,
+            cell.protocol.short_digest,
+            cell.recipe.short_digest,
+        )
+        for cell in cells
+    }
+    published = [
+        (*(row[name] for name in ROW), row["protocol_digest"], row["recipe_digest"])
+        for row in read("fewshot.csv")
+    ]
+    assert sorted(published) == sorted(asked)
 
 
 def test_the_readme_ranks_by_score() -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 LOG = "log.txt"
 LOG_LINES = 20
 LOG_BYTES = 64 * 1024
+TIMES = (
+    *("machine", "adapt_ms", "adapt_iqr_ms", "predict_ms", "predict_iqr_ms", "train_step_ms"),
+    "episodes",
+)
 _PREFIX = re.compile(r"[0-9a-f]{4,32}")
 
 
@@ -70,7 +74,14 @@ def find_cell(store: Store, name: str) -> Found:
         raise _several(name, found)
     if not found:
         raise _unknown(store, name, [cell.id for cell in cells if cell.id])
-    return found[0]
+    # Suites may have the same cell under different ids.
+    alike = [cell for cell in cells if cell.key == found[0].key]
+    return Found(
+        found[0].key,
+        found[0].id,
+        tuple(suite for cell in alike for suite in cell.suites),
+        tuple(line for cell in alike for line in cell.commands),
+    )
 
 
 def _several(name: str, found: Iterable[Found]) -> UsageError:
@@ -108,8 +119,8 @@ def cell_page(store: Store, found: Found) -> Page:
     tail = log_tail(log)
     page.data["log"] = tail
     page.add(f"the end of {log}", Quote(tail))
-    if record or failed:
-        ran = store.run_info(found.key) if failed is None else failed.run
+    ran = store.run_info(found.key) if failed is None else failed.run
+    if found.commands or ran.command:
         _add_command(page, [*found.commands, ran.command])
     return page
 
@@ -131,7 +142,7 @@ def _add_finished(page: Page, store: Store, record: CellRecord) -> None:
     times: list[Row] = [
         {"machine": machine, **times} for machine, times in store.timings(record.key).items()
     ]
-    page.add("times in milliseconds an episode", Table(times, list(times[0]) if times else []))
+    page.add("times in milliseconds", Table(times, TIMES))
     names = {name: size_text(facts_.size) for name, facts_ in record.files.items()}
     page.add(f"files in {store.folder(record.key)}", facts(dict(names)))
 

@@ -88,7 +88,8 @@ class Cell(BaseModel):
     @property
     def settings_digest(self) -> str:
         """Of all that the suite says of the cell; not of the line that chooses it."""
-        return digest(self.model_dump(mode="json", exclude={"arguments"}))
+        rest = self.model_dump(mode="json", exclude={"arguments", "recipe", "protocol"})
+        return digest({**rest, "recipe": self.recipe.identity, "protocol": self.protocol.identity})
 
     def command(self, suite: str | None = None) -> str:
         """The line that runs it again, for a shell.

@@ -220,12 +220,37 @@ def _reachable(starts: list[_Place]) -> tuple[set[tuple[str, str]], set[str]] | 
 
 
 def _versions(libraries: set[str]) -> list[str]:
-    """`name==version` of the distributions that these top-level names were installed with."""
+    """`name==version` of the distributions that these top-level names were installed with.
+
+    What no distribution claims is read instead.
+    """
     names = libraries - WITHOUT_VERSION
     owners = _distributions() if names else {}  # which takes a moment, and most import nothing else
     found = {owner for name in names for owner in owners.get(name, ())}
     # Without the label of a build (`+cpu`): the device has its own place in a cell's key.
-    return sorted(f"{name}=={version(name).partition('+')[0]}" for name in found)
+    versions = [f"{name}=={version(name).partition('+')[0]}" for name in found]
+    return sorted([*versions, *(f"{name}={_whole(name)}" for name in names - owners.keys())])
+
+
+@functools.cache
+def _whole(name: str) -> str:
+    """The digest of a package or module that no distribution claims, as an editable install's.
+
+    Empty where there is none of that name.
+    """
+    spec = find_spec(name)
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    paths = {
+        path.relative_to(folder).as_posix(): path
+        for folder in folders
+        for path in folder.rglob("*.py")
+    }
+    if spec is not None and not folders and spec.origin is not None:
+        paths = {name: Path(spec.origin)}
+    digests = [
+        (relative, digest_bytes(path.read_bytes()).hex()) for relative, path in paths.items()
+    ]
+    return digest(sorted(digests)) if digests else ""
 
 
 def _targets(place: _Place, statement: Import) -> Iterator[_Place]:

@@ -50,7 +50,7 @@ def _paths(store: Store) -> Iterator[tuple[Path, str]]:
     damaged = suites.damaged(store.root)  # nobody knows what these referred to
     if damaged:
         log.warning(
-            "%s is corrupted: until its suite is run again, no cell is taken for unreferenced",
+            "%s is corrupted: until all of its suite is run again, no cell counts as unreferenced",
             damaged[0],
         )
         wanted |= finished

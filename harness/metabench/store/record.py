@@ -164,6 +164,9 @@ class RunInfo(_Model):
         command: the line that runs it again.
     """
 
+    # What a later version adds is no reason to call the file corrupted.
+    model_config = ConfigDict(extra="ignore")
+
     metabench: str = ""
     python: str = ""
     torch: str = ""

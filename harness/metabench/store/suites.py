@@ -7,12 +7,13 @@ says which key holds it now. Earlier files that are wholly superseded are delete
 A table is of its suite as the latest run found it. Runs of one and the same suite add up, whatever
 each was narrowed to or changed by `--set`. Where the suite asks for something else than before
 (its file was edited, or it is another file of that name), of earlier runs only those cells stay
-that it still asks for with the same settings. The others are named in a warning; in the result
-folder they stay finished.
+that it still asks for with the same settings. The others are counted in a warning; in the result
+folder they stay finished. Of what was noted without settings nobody can tell, so it stays.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -41,7 +42,8 @@ class SuiteCell(BaseModel):
         command: the line that runs it again as a cell of this suite.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What a later version adds is no reason to call the file corrupted.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     key: str = Field(pattern="^[0-9a-f]{32}$")
     labels: dict[str, Any]
@@ -55,13 +57,19 @@ class SuiteCell(BaseModel):
 
 
 class _Run(BaseModel):
-    """What stands in a run's file; `asks_for` is the digest of what the whole suite asked for."""
+    """What stands in a run's file.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        asks_for: digest of what the whole suite asked for; empty where nobody knows.
+        whole: whether the run had all of that.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     suite: str
     time_ns: int
     asks_for: str = ""
+    whole: bool = False
     cells: list[SuiteCell]
 
 
@@ -82,14 +90,25 @@ def remember(
     name = f"{now:020d}-{unique_name()}.json"
     wanted = None if asked is None else set(asked)
     asks_for = "" if wanted is None else digest(sorted(wanted))
+    named = {cell.place: cell for cell in cells}
+    whole = wanted is not None and wanted <= {cell.settings for cell in named.values()}
     with files.storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         earlier = [(other, run) for other, run in _runs(root, folder) if other < name]
-        of_another = [run for _, run in earlier if wanted is not None and run.asks_for != asks_for]
+        of_another = [
+            run for _, run in earlier if wanted is not None and run.asks_for not in ("", asks_for)
+        ]
         before = {cell.place: cell for run in of_another for cell in run.cells}
-        noted = {place: cell for place, cell in before.items() if cell.settings in (wanted or ())}
-        noted |= {cell.place: cell for cell in cells}
-        run = _Run(suite=suite, time_ns=now, asks_for=asks_for, cells=list(noted.values()))
+        stay = {"", *(wanted or ())}
+        noted = {place: cell for place, cell in before.items() if cell.settings in stay}
+        noted |= named
+        run = _Run(
+            suite=suite,
+            time_ns=now,
+            asks_for=asks_for,
+            whole=whole,
+            cells=list(noted.values()),
+        )
         data = files.json_bytes(run.model_dump(mode="json"))
         files.replace_bytes(folder / name, data, unique_name())
         for other, run in earlier:
@@ -97,8 +116,8 @@ def remember(
                 (folder / other).unlink(missing_ok=True)
     if gone := len(before.keys() - noted.keys()):
         log.warning(
-            "suite %s is not what it was when it was run before (it was edited, or it is another"
-            " one of that name): %s of then left its table, but not the result folder",
+            "suite %s does not ask for what it did when it was run before (it, metabench or a"
+            " plugin was changed): %s of then left its table, but not the result folder",
             suite,
             "1 cell" if gone == 1 else f"{gone} cells",
         )
@@ -109,6 +128,12 @@ def cells_of(root: Path, suite: str) -> list[SuiteCell]:
     latest: dict[bytes, SuiteCell] = {}
     for _, run in _runs(root, root / "suites" / _folder_name(suite)):
         latest.update({cell.place: cell for cell in run.cells})
+    if _lost(root, _folder_name(suite)):
+        log.warning(
+            "cells of suite %s may be missing here: a list of them was corrupted; run all of the"
+            " suite again to have them back (finished ones are reused)",
+            suite,
+        )
     return [latest[place] for place in sorted(latest)]
 
 
@@ -127,11 +152,16 @@ def _folder_name(suite: str) -> str:
 
 
 def damaged(root: Path) -> list[Path]:
-    """Files of runs that can't be read, or were set aside, and whose suite wasn't run since."""
+    """Files of runs that can't be read or were set aside, until all of their suite is run again."""
     with files.storing(root):
-        aside = sorted((root / CORRUPT).glob(f"*{_OF}[0-9]*.json-*"))
         there = [path for path in sorted(root.glob("suites/*/[0-9]*.json")) if _is_damaged(path)]
-    return there + [path for path in aside if not _is_superseded(root, path)]
+        return there + _lost(root, "*")
+
+
+def _lost(root: Path, folder: str) -> list[Path]:
+    """What was set aside of a suite's notes, or of any suite's, and isn't made up for."""
+    aside = sorted((root / CORRUPT).glob(f"{folder}{_OF}[0-9]*.json-*"))
+    return [path for path in aside if not _is_superseded(root, path)]
 
 
 def _is_damaged(path: Path) -> bool:
@@ -143,9 +173,15 @@ def _is_damaged(path: Path) -> bool:
 
 
 def _is_superseded(root: Path, aside: Path) -> bool:
-    """Whether the suite of a file that was set aside was run again: that run noted its cells."""
+    """Whether the whole suite of a file that was set aside was run again: it noted all cells."""
     folder, _, name = aside.name.rpartition(_OF)
-    return any(path.name > name for path in (root / "suites" / folder).glob("[0-9]*.json"))
+    later = [p for p in (root / "suites" / folder).glob("[0-9]*.json") if p.name > name]
+    for path in later:
+        with contextlib.suppress(ValueError):
+            run = _read(path)
+            if run is not None and run.whole:
+                return True
+    return False
 
 
 def _read(path: Path) -> _Run | None:
@@ -164,7 +200,7 @@ def _runs(root: Path, folder: Path) -> list[tuple[str, _Run]]:
             try:
                 run = _read(path)
             except ValueError as error:
-                reason = f"{str(error).splitlines()[0]}; run the suite again to have its cells back"
+                reason = str(error).splitlines()[0]
                 what = f"the list {path.name} of cells of suite {unquote(folder.name)}"
                 set_aside(root, path, what, reason, f"{folder.name}{_OF}{path.name}")
                 continue

@@ -344,6 +344,28 @@ def test_the_versions_of_imported_libraries_count(package, monkeypatch):
     assert package.digest() == with_label != before
 
 
+OPTIONAL = """
+import claimless
+try:
+    import nowhere_at_all
+except ImportError:
+    pass
+"""
+
+
+def test_a_library_that_no_distribution_claims_is_read(package, monkeypatch, tmp_path):
+    monkeypatch.setattr(code_module, "_distributions", dict)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "claimless").mkdir()
+    package.write("neighbour.py", OPTIONAL)
+    digests = []
+    for text in ("x = 1\n", "x = 2\n", "x = 1\n"):
+        (tmp_path / "claimless" / "__init__.py").write_text(text)
+        code_module._whole.cache_clear()
+        digests.append(package.digest())
+    assert digests[0] == digests[2] != digests[1]
+
+
 def test_distributions_are_looked_up_only_where_something_is_imported(package, monkeypatch):
     monkeypatch.setattr(code_module, "_distributions", lambda: pytest.fail("looked up"))
     assert package.digest() is not None

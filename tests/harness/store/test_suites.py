@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -66,9 +67,11 @@ def test_a_corrupted_file_is_named_and_left_out(store, caplog):
     assert suites.damaged(store.root) == [path]
     for _ in range(2):
         assert store.suite("fewshot") == [cell(2, seed=1)]
-    [warning] = caplog.messages
-    assert f"the list {path.name} of cells of suite fewshot is corrupted" in warning
-    assert "run the suite again" in warning
+    named, *missing = caplog.messages
+    assert f"the list {path.name} of cells of suite fewshot is corrupted" in named
+    assert [m.startswith("cells of suite fewshot may be missing here") for m in missing] == [
+        True
+    ] * 2
     [aside] = (store.root / "corrupt").iterdir()
     assert (aside.name, aside.read_text()) == (f"fewshot@{path.name}-1", "{")
     assert not path.exists()
@@ -90,12 +93,51 @@ def test_a_suite_that_changed_loses_what_it_no_longer_asks_for(store, caplog):
     store.remember_suite("mine", [noted(4, "anil", "anil")], reversed(after))
     assert table() == {"protonet": 2, "anil": 4}
     [warning] = caplog.messages
-    assert "suite mine is not what it was" in warning
+    assert "suite mine does not ask for what it did" in warning
     assert "2 cells of then" in warning
     store.remember_suite("mine", [noted(5, "maml", "maml lr=2")], after)
     store.remember_suite("mine", [noted(6, "hidden", "?")], None)  # what it asks for isn't known
     assert table() == {"protonet": 2, "anil": 4, "maml": 5, "hidden": 6}
     assert len(caplog.messages) == 1
+
+
+def test_a_run_of_a_part_does_not_make_up_for_a_corrupted_list(store, publish, caplog):
+    records = [publish(store, seed) for seed in (0, 1)]
+    both = [
+        SuiteCell(key=record.key, labels={"seed": seed}, settings=f"seed {seed}")
+        for seed, record in enumerate(records)
+    ]
+    asked = ["seed 0", "seed 1"]
+    store.remember_suite("fewshot", both, asked)
+    (path,) = (store.root / "suites" / "fewshot").iterdir()
+    store.remember_suite("fewshot", both[:1], asked)
+    path.write_text("{")
+    assert not any(what.startswith("cells/") for what in whats(store))
+    store.remember_suite("fewshot", both, asked)
+    caplog.clear()
+    assert store.suite("fewshot") == both
+    assert caplog.messages == []
+    assert whats(store) == {f"corrupt/fewshot@{path.name}-1": "set aside as corrupted"}
+
+
+def test_what_was_noted_without_settings_stays(store, caplog):
+    store.remember_suite("fewshot", [cell(1, seed=0)])  # as the first versions noted it
+    new = SuiteCell(key=f"{2:032x}", labels={"seed": 1}, settings="seed 1")
+    store.remember_suite("fewshot", [new], ["seed 1", "seed 2"])
+    assert store.suite("fewshot") == [cell(1, seed=0), new]
+    store.remember_suite("fewshot", [new], ["seed 1"])
+    assert store.suite("fewshot") == [cell(1, seed=0), new]
+    assert caplog.messages == []
+
+
+def test_what_a_later_version_adds_to_a_note_is_left_out(store):
+    store.remember_suite("fewshot", [cell(1, seed=0)])
+    (path,) = (store.root / "suites" / "fewshot").iterdir()
+    note = json.loads(path.read_text())
+    note["cells"][0]["colour"] = note["mood"] = "blue"
+    path.write_text(json.dumps(note))
+    assert store.suite("fewshot") == [cell(1, seed=0)]
+    assert suites.damaged(store.root) == []
 
 
 def whats(store) -> dict[str, str]:
@@ -171,5 +213,7 @@ def test_nothing_is_cleaned_on_the_word_of_a_corrupted_file(store, publish, put_
     for _ in range(2):  # it is set aside, and remembered
         assert store.unreferenced() == []
     assert path.name in caplog.text
-    store.remember_suite("fewshot", [])
+    store.remember_suite("fewshot", [], ["all of it"])  # a run of a part of it
+    assert store.unreferenced() == []
+    store.remember_suite("fewshot", [], [])
     assert {f"cells/{record.key}", f"corrupt/fewshot@{path.name}-1"} <= set(whats(store))
