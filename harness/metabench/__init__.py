@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from metabench.data.splits import digest_order, split_banks, split_groups
     from metabench.engine.bases import EmbeddingAlgorithm, EpisodeFunction
     from metabench.engine.gradient import GradientAlgorithm, GradientHyperparameters
-    from metabench.engine.inner import over_tasks, sgd, unroll
+    from metabench.engine.inner import sgd, unroll
+    from metabench.engine.lift import over_tasks
     from metabench.engine.norm import BatchNorm
     from metabench.engine.supervised import SupervisedClassifier, pretraining, supervised_loss
     from metabench.episodes.bank import SPLITS, ClassBank, assert_disjoint
@@ -148,7 +149,8 @@ _EXPORTS = {
     "metabench.data.splits": "digest_order split_banks split_groups",
     "metabench.engine.bases": "EmbeddingAlgorithm EpisodeFunction",
     "metabench.engine.gradient": "GradientAlgorithm GradientHyperparameters",
-    "metabench.engine.inner": "over_tasks sgd unroll",
+    "metabench.engine.inner": "sgd unroll",
+    "metabench.engine.lift": "over_tasks",
     "metabench.engine.norm": "BatchNorm",
     "metabench.engine.supervised": "SupervisedClassifier pretraining supervised_loss",
     "metabench.episodes.bank": "ClassBank SPLITS assert_disjoint",

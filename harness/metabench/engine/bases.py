@@ -19,7 +19,7 @@ from metabench.api.items import (
     tree_map,
     unflatten_sets,
 )
-from metabench.engine.inner import over_tasks
+from metabench.engine.lift import over_tasks
 
 
 class EmbeddingAlgorithm(Algorithm):

@@ -15,7 +15,8 @@ from metabench.api.backbone import BatchNormOption
 from metabench.api.context import Context
 from metabench.api.items import Items, PyTree, Support
 from metabench.api.recipe import Hyperparameters
-from metabench.engine.inner import Order, Tensors, over_tasks, sgd, unroll
+from metabench.engine.inner import Order, Tensors, sgd, unroll
+from metabench.engine.lift import over_tasks
 from metabench.engine.norm import Mode, norm_mode
 from metabench.errors import UsageError
 
@@ -96,7 +97,10 @@ class GradientAlgorithm(Algorithm):
     def inner_update(
         self, params: Tensors, grads: Tensors, opt_state: Any, t: int
     ) -> tuple[Tensors, Any]:
-        """One inner step. Default: phi <- phi - alpha * gradient."""
+        """One inner step. Default: phi <- phi - alpha * gradient, shapes as the parameters'.
+
+        Finn et al. 2017 (arXiv:1703.03400), section 2.2; (1) in the docstring of `MAML`.
+        """
         return sgd(self.hp.inner_lr)(params, grads, opt_state, t)
 
     # The inner loop over a batch of tasks.

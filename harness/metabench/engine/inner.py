@@ -1,4 +1,4 @@
-"""The inner loop: gradient descent on one task as a pure function, and its lifting over a batch."""
+"""The inner loop: gradient descent on one task as a pure function, in any of its engines."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.func import grad
 
-from metabench.api.items import PyTree, leading_size, tree_map
+from metabench.engine.compiled import compiled_gradient
+from metabench.engine.mixed import Loop, unroll_mixed
+from metabench.engine.modes import current_engine
 
 Tensors = dict[str, Tensor]
 Loss = Callable[[Tensors, Tensors, Any, int], tuple[Tensor, Tensors]]
@@ -16,6 +19,7 @@ Loss = Callable[[Tensors, Tensors, Any, int], tuple[Tensor, Tensors]]
 Update = Callable[[Tensors, Tensors, Any, int], tuple[Tensors, Any]]
 """`update(params, grads, opt_state, t)` -> (params, opt_state), over the adapted parameters."""
 Order = Literal[1, 2]
+Objective = Callable[[Tensors, Tensors, int], tuple[Tensor, Tensors]]
 
 
 def unroll(
@@ -30,6 +34,9 @@ def unroll(
     order: Order,
 ) -> tuple[Tensors, Tensors, Any]:
     """Take `steps` inner steps on one task.
+
+    Every engine (`metabench.engine.modes`) gives the same result. What the outer gradient shall
+    reach must be in the arguments: parameters, buffers, batch or the optimiser's state.
 
     Args:
         loss: the inner objective, see `Loss`.
@@ -49,47 +56,57 @@ def unroll(
     """
     adapted = {name: params[name] for name in which}
     constant = {name: value for name, value in params.items() if name not in adapted}
+    engine = current_engine()
+    if engine == "mixed" and order == 2:
+        loop = Loop(loss, update, _first_order, steps)
+        adapted, buffers, opt_state = unroll_mixed(
+            loop, adapted, buffers, opt_state, constant, batch
+        )
+        return {**constant, **adapted}, buffers, opt_state
     # Nothing of a first-order inner gradient reaches the outer graph, so none of it is recorded.
-    fixed = constant if order == 2 else {name: v.detach() for name, v in constant.items()}
+    fixed = constant if order == 2 else _detached(constant)
 
     def objective(here: Tensors, state: Tensors, t: int) -> tuple[Tensor, Tensors]:
         return loss({**fixed, **here}, state, batch, t)
 
-    gradient = torch.func.grad(objective, has_aux=True)
     for t in range(steps):
-        if order == 2:
-            grads, buffers = gradient(adapted, buffers, t)
+        if engine == "compile":
+            grads, buffers = compiled_gradient(loss, adapted, fixed, buffers, batch, t)
+            if order == 1:
+                grads, buffers = _detached(grads), _detached(buffers)
+        elif order == 1:
+            grads, buffers = _first_order(objective, adapted, buffers, t)
         else:
-            point = {name: value.detach() for name, value in adapted.items()}
-            grads, buffers = _first_order(objective, point, buffers, t)
+            grads, buffers = grad(objective, has_aux=True)(adapted, buffers, t)
         adapted, opt_state = update(adapted, grads, opt_state, t)
     return {**constant, **adapted}, buffers, opt_state
 
 
 def _first_order(
-    objective: Callable[[Tensors, Tensors, int], tuple[Tensor, Tensors]],
-    point: Tensors,
-    buffers: Tensors,
-    t: int,
+    objective: Objective, adapted: Tensors, buffers: Tensors, t: int
 ) -> tuple[Tensors, Tensors]:
-    """The gradient at a point without a graph, and the buffers after the call.
+    """The gradient and the buffers after the call, neither with a graph.
 
     Plain autograd takes 0.7 of the time of `torch.func.grad` on small networks.
     """
+    point = _detached(adapted)
     try:
         leaves = {name: value.requires_grad_() for name, value in point.items()}
     except RuntimeError:  # inside a transform such as vmap, which plain autograd cannot be
-        transformed: tuple[Tensors, Tensors] = torch.func.grad(objective, has_aux=True)(
-            point, buffers, t
+        slopes, after = grad(objective, has_aux=True)(point, buffers, t)
+    else:
+        with torch.enable_grad():
+            value, after = objective(leaves, buffers, t)
+        found = torch.autograd.grad(
+            value, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
-        return transformed
-    with torch.enable_grad():
-        value, after = objective(leaves, buffers, t)
-    found = torch.autograd.grad(
-        value, list(leaves.values()), allow_unused=True, materialize_grads=True
-    )
-    grads = dict(zip(leaves, found, strict=True))
-    return grads, {name: moment.detach() for name, moment in after.items()}
+        slopes = dict(zip(leaves, found, strict=True))
+    # The batch and the buffers may carry a graph of their own.
+    return _detached(slopes), _detached(after)
+
+
+def _detached(tensors: Tensors) -> Tensors:
+    return {name: value.detach() for name, value in tensors.items()}
 
 
 def sgd(lr: float) -> Update:
@@ -99,35 +116,3 @@ def sgd(lr: float) -> Update:
         return {name: value - lr * grads[name] for name, value in params.items()}, opt_state
 
     return update
-
-
-def over_tasks(fn: Callable[..., PyTree], *trees: PyTree) -> PyTree:
-    """Apply a function of one task to each task of a batch, and stack the results.
-
-    Args:
-        fn: takes one task's slice of each tree, returns a pytree of tensors.
-        trees: pytrees of tensors (B, ...); None is handed on as None.
-
-    Returns:
-        the pytree of results with a first dimension B.
-    """
-    size = leading_size(list(trees))
-    # One unbind a tensor: its backward is one stack, that of B selects B zero-filled copies.
-    unbound = [_unbound(tree) for tree in trees]
-    results = [fn(*(_slice(tree, b) for tree in unbound)) for b in range(size)]
-    return tree_map(lambda *parts: torch.stack(parts), results[0], *results[1:])
-
-
-def _unbound(tree: PyTree) -> PyTree:
-    return tree_map(lambda x: _Unbound(x.unbind(0)), tree)
-
-
-class _Unbound:
-    """The slices of a tensor along its first dimension; a leaf for `tree_map`."""
-
-    def __init__(self, parts: tuple[Tensor, ...]) -> None:
-        self.parts = parts
-
-
-def _slice(tree: PyTree, b: int) -> PyTree:
-    return tree_map(lambda leaf: leaf.parts[b], tree)

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metabench.engine.modes import current_engine
+
 Mode = Literal["auto", "fresh", "record", "stored", "update"]
 
 
@@ -56,7 +58,7 @@ class BatchNorm(nn.Module):
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mode == "fresh":
+        if self.mode == "fresh" and current_engine() != "vmap":
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         if self.mode == "stored":
             return self._normalise(x, self.running_mean, self.running_var)
@@ -71,10 +73,11 @@ class BatchNorm(nn.Module):
                 self.momentum,
                 self.eps,
             )
+        # Under vmap PyTorch's own has wrong second derivatives (pytorch/functorch#534).
         variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
         if self.mode == "record":
             self.running_mean, self.running_var = mean, variance
-        else:
+        elif self.mode == "update":
             # PyTorch's running variance is the unbiased one.
             count = x.numel() // x.shape[1]
             unbiased = variance.detach() * (count / max(1, count - 1))
@@ -94,8 +97,22 @@ class BatchNorm(nn.Module):
         return x * scale.view(shape) + shift.view(shape)
 
 
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's layer norm; under vmap, where its second derivatives are wrong, in plain steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if current_engine() != "vmap":
+            return super().forward(x)
+        dims = list(range(x.ndim - len(self.normalized_shape), x.ndim))
+        variance, mean = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
+        x = (x - mean) * torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            x = x * self.weight
+        return x if self.bias is None else x + self.bias
+
+
 def convert(module: nn.Module) -> None:
-    """Replace PyTorch's batch norms below `module`, in place, weights kept.
+    """Replace PyTorch's batch and layer norms below `module`, in place, weights kept.
 
     Ours always keep running averages; a cumulative one (`momentum=None`) becomes one of .1.
     """
@@ -109,6 +126,8 @@ def convert(module: nn.Module) -> None:
                 layer.running_mean, layer.running_var = child.running_mean, child.running_var
             layer.train(child.training)
             setattr(module, name, layer)
+        elif type(child) is nn.LayerNorm:
+            child.__class__ = LayerNorm  # the same tensors under the same names
         else:
             convert(child)
 

@@ -56,13 +56,17 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def numerics(device_type: str) -> dict[str, Any]:
-    """The part of a cell's identity that is about arithmetic."""
+def numerics(device_type: str, engine: str = "loop") -> dict[str, Any]:
+    """The part of a cell's identity that is about arithmetic.
+
+    Args:
+        engine: how the inner loop is run, as `Engines` writes it.
+    """
     return {
         "device": device_type,
         "dtype": "float32",
         "threads": THREADS[device_type],
-        "engine": "loop",
+        "engine": engine,
         "chunks": {**EPISODES_A_CHUNK, "items": ITEMS_A_CHUNK},
         "torch": ".".join(torch.__version__.split(".")[:2]),
     }

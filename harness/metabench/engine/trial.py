@@ -19,6 +19,7 @@ from metabench.engine.descent import Checkpoints, TrainingResult
 from metabench.engine.evaluate import Outcome, Tick, evaluate
 from metabench.engine.feed import TrainingData, Validate
 from metabench.engine.gather import ItemStore
+from metabench.engine.modes import Engines, engines_of, using_engine
 from metabench.engine.progress import Monitor, Progress, silent
 from metabench.engine.train import SharedPhases, train, train_shared_phase
 from metabench.engine.verify import depends_on_other_queries
@@ -74,12 +75,19 @@ class Trial:
         item: what one item is.
         banks: the splits `train`, `validation` (where there is one) and `test`.
         device: where it is computed.
+        engine: how the inner loop is run; `auto`: as the device and the algorithm need it.
     """
 
     blueprint: Blueprint
     item: ItemSpec
     banks: Mapping[str, ClassBank]
     device: torch.device
+    engine: str = "auto"
+
+    @property
+    def engines(self) -> Engines:
+        """How the inner loop is run in training and in the test."""
+        return engines_of(self.blueprint.algorithm, self.engine, self.device.type)
 
     @property
     def recipe(self) -> Recipe:
@@ -159,15 +167,16 @@ class Trial:
     ) -> tuple[Algorithm, TrainingResult]:
         algorithm = self.build(bank)
         validate = self._validate(algorithm, attempt.tick) if recipe.validate_every else None
-        result = train(
-            algorithm,
-            recipe,
-            TrainingData(self._store(bank), self.protocol, validate),
-            self.blueprint.seed,
-            shared=attempt.shared,
-            checkpoints=attempt.checkpoints,
-            monitor=attempt.monitor,
-        )
+        with using_engine(self.engines.train):
+            result = train(
+                algorithm,
+                recipe,
+                TrainingData(self._store(bank), self.protocol, validate),
+                self.blueprint.seed,
+                shared=attempt.shared,
+                checkpoints=attempt.checkpoints,
+                monitor=attempt.monitor,
+            )
         return algorithm, result
 
     def _validate(self, algorithm: Algorithm, tick: Tick | None) -> Validate | None:
@@ -176,7 +185,8 @@ class Trial:
         source, items = self.episodes("validation"), self.items("validation")
 
         def validate(episodes: int) -> float:
-            outcome = evaluate(algorithm, source, items, episodes, "validation", tick)
+            with using_engine(self.engines.test):
+                outcome = evaluate(algorithm, source, items, episodes, "validation", tick)
             return outcome.score(self.protocol.metric)
 
         return validate
@@ -195,9 +205,13 @@ class Trial:
 
         locked = {name: value.clone() for name, value in algorithm.state_dict().items()}
         source, items = self.episodes("test"), self.items("test")
-        outcome = evaluate(algorithm, source, items, self.protocol.episodes, "test", tick)
         inference = algorithm.inference_mode(self.blueprint.algorithm_hp)
-        if inference == "inductive" and (why := depends_on_other_queries(algorithm, source, items)):
+        with using_engine(self.engines.test):
+            outcome = evaluate(algorithm, source, items, self.protocol.episodes, "test", tick)
+            why = ""
+            if inference == "inductive":
+                why = depends_on_other_queries(algorithm, source, items)
+        if why:
             log.warning("declared inductive, found transductive: %s", why)
             inference = "transductive"
         _check_unchanged(algorithm, locked)

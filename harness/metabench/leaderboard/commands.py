@@ -33,8 +33,9 @@ def suite_of(line: str) -> str:
     return str(first.value) if isinstance(first, ast.Constant) else ""
 
 
-def row_command(noted: str, seeds: Sequence[int], device: str) -> str:
-    """The noted line with other seeds, and the type of the device; empty if it's no run.
+def row_command(noted: str, seeds: Sequence[int], device: str, engine: str = "") -> str:
+    """The noted line with other seeds, the type of the device and, but for a loop on the CPU, the
+    engine of the training; empty if it's no run.
 
     A suite's file stands in it by its name only: where it lay is nobody's business.
     """
@@ -43,7 +44,10 @@ def row_command(noted: str, seeds: Sequence[int], device: str) -> str:
         at = words.index("--suite") + 1
         words[at] = PurePath(words[at]).name
         words[words.index("--seed") + 1] = ",".join(map(str, seeds))
-        return plain(shlex.join([*words, "--device", device]))
+        words += ["--device", device]
+        if engine and (device, engine) != ("cpu", "loop"):
+            words += ["--engine", engine.partition("+")[0]]
+        return plain(shlex.join(words))
     call = _call(noted)
     if call is None:
         return ""

@@ -97,7 +97,8 @@ def _command(store: Store, row: TableRow) -> str:
     seeds = [member.labels.seed for member in row.members]
     # What was noted for this suite: another may have trained the cell that this one reuses.
     noted = row.members[0].command or infos[0].command
-    return row_command(noted, seeds, row.identity.numerics.device)
+    numerics = row.identity.numerics
+    return row_command(noted, seeds, numerics.device, numerics.engine)
 
 
 def _versions(store: Store, rows: Sequence[TableRow]) -> str:

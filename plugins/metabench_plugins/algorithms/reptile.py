@@ -51,12 +51,12 @@ class Adam(NamedTuple):
     Attributes:
         first: (P,) moving average of the gradients; None where beta1 is 0.
         second: (P,) moving average of their squares.
-        steps: how many steps are behind both.
+        steps: () how many steps are behind both; a tensor, so that nobody waits to read it.
     """
 
     first: Tensor | None
     second: Tensor
-    steps: int
+    steps: Tensor
 
 
 class Reptile(GradientAlgorithm):
@@ -206,11 +206,12 @@ class Reptile(GradientAlgorithm):
         gradient, beta1 = grads[WEIGHTS], self.hp.beta1
         steps = opt_state.steps + 1
         first = None if opt_state.first is None else opt_state.first.lerp(gradient, 1 - beta1)
-        second = (opt_state.second * BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        second = (opt_state.second * BETA2).addcmul(gradient, gradient, value=1 - BETA2)
         direction = gradient if first is None else first
-        size = self.hp.inner_lr / (1 - beta1**steps)
-        root = (second.sqrt() / math.sqrt(1 - BETA2**steps)).add_(EPSILON)
-        phi = params[WEIGHTS].addcdiv(direction, root, value=-size)
+        count = steps.double()  # the corrections are near 1, and matter
+        size = (self.hp.inner_lr / (1 - beta1**count)).to(gradient.dtype)
+        root = second.sqrt() / (1 - BETA2**count).sqrt().to(gradient.dtype) + EPSILON
+        phi = params[WEIGHTS] - size * direction / root
         return {WEIGHTS: phi}, Adam(first, second, steps)
 
     # The weights as one vector: Adam is a handful of operations on it, not on each of 18 tensors.
@@ -231,12 +232,12 @@ class Reptile(GradientAlgorithm):
 
     def _adam(self) -> Adam:
         first = self.first_moments if self.hp.beta1 > 0 else None
-        return Adam(first, self.second_moments, int(self.adam_steps))
+        return Adam(first, self.second_moments, self.adam_steps)
 
     def _keep(self, adam: Adam, moments: Tensors) -> None:
         """Store what the next task begins with."""
         self.second_moments.copy_(adam.second)
-        self.adam_steps.fill_(adam.steps)
+        self.adam_steps.copy_(adam.steps)
         if adam.first is not None:
             self.first_moments.copy_(adam.first)
         for name, value in self.norm_buffers().items():

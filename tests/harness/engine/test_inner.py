@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import vmap
 
-from metabench.engine.inner import Order, Tensors, over_tasks, sgd, unroll
+from metabench.engine.inner import Order, Tensors, sgd, unroll
+from metabench.engine.lift import over_tasks
 
 torch.set_num_threads(1)
 

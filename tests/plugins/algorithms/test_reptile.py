@@ -74,9 +74,13 @@ def test_tasks_in_sequence_are_pytorchs_adam_whose_state_carries_on(
         assert (orders is None) == (inner_batch is None)
         reached = adam_in_sequence(twin, batch, orders, adam)
         found, _ = steps_of(lab, ours, batch)
-        for place, (theta, step) in enumerate(zip(twin.parameters(), found, strict=True)):
+        named = zip(twin.named_parameters(), found, strict=True)
+        for place, ((name, theta), step) in enumerate(named):
             mean = torch.stack([phi[place] for phi in reached]).mean(0)
-            torch.testing.assert_close(step, theta.detach() - mean, rtol=1e-9, atol=1e-12)
+            # The gradient of a bias before a batch norm is zero: Adam magnifies its rounding.
+            noise = name in {"backbone.net.0.bias", "backbone.net.3.bias"}
+            atol = 1e-7 if noise else 1e-12
+            torch.testing.assert_close(step, theta.detach() - mean, rtol=1e-9, atol=atol)
     state = [adam.state[p] for p in twin.parameters()]
     second = torch.cat([s["exp_avg_sq"].flatten() for s in state])
     torch.testing.assert_close(ours.second_moments, second, rtol=1e-9, atol=1e-20)

@@ -1,0 +1,83 @@
+"""Ways to run the inner loop: the same mathematics, other schedules of the work.
+
+- `loop`: one task after the other, plain eager operations.
+- `vmap`: all tasks of a batch at once (`torch.func.vmap`): few and large kernels, for accelerators.
+- `compile`: as `loop`, one inner step and its gradient compiled; seconds to compile, once a shape.
+- `mixed`: as `loop`, the second-order outer gradient by forward-over-reverse products back through
+  the stored trajectory: its memory does not hold the graphs of the inner steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, NamedTuple, get_args
+
+from metabench.errors import unknown_name
+
+EngineName = Literal["loop", "vmap", "compile", "mixed"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+AUTO: dict[str, dict[int, EngineName]] = {
+    "cpu": {1: "loop", 2: "loop"},
+    "cuda": {1: "vmap", 2: "vmap"},
+}
+"""What `auto` means, by device type and order of the outer gradient; `make bench` measures it.
+
+The row of `cuda` is a guess from the number of kernels launched: it was never measured.
+"""
+
+_current: ContextVar[EngineName] = ContextVar("engine", default="loop")
+
+
+def current_engine() -> EngineName:
+    """The engine in which the inner loop is run now."""
+    return _current.get()
+
+
+@contextmanager
+def using_engine(name: EngineName) -> Iterator[None]:
+    """Run inner loops with this engine for the duration."""
+    before = _current.set(name)
+    try:
+        yield
+    finally:
+        _current.reset(before)
+
+
+def resolve_engine(name: str, device_type: str, order: int) -> EngineName:
+    """The engine of a name that a user gave, `auto` included.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name == "auto":
+        return AUTO[device_type][order]
+    for known in ENGINES:
+        if known == name:
+            # Without an outer gradient there is nothing to take back through a trajectory.
+            return "loop" if known == "mixed" and order == 1 else known
+    raise unknown_name("engine", name, ["auto", *ENGINES])
+
+
+class Engines(NamedTuple):
+    """How an algorithm is run: in training, and where nothing is learnt (validation and test)."""
+
+    train: EngineName
+    test: EngineName
+
+    def __str__(self) -> str:
+        return self.train if self.train == self.test else f"{self.train}+{self.test}"
+
+
+def engines_of(algorithm: type, name: str, device_type: str) -> Engines:
+    """The engines of an algorithm's class, which says in `order` what its outer gradient needs.
+
+    One that says nothing has no inner loop of ours. What it does with each task may not suit
+    `vmap`, so it gets that only if it is asked for.
+    """
+    order = getattr(algorithm, "order", None)
+    if order is None:
+        order, name = 1, "loop" if name == "auto" else name
+    return Engines(resolve_engine(name, device_type, order), resolve_engine(name, device_type, 1))

@@ -1,0 +1,177 @@
+"""Every engine gives what the loop gives: values, outer gradients, buffers, states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metabench.engine.inner import Tensors, unroll
+from metabench.engine.lift import over_tasks
+from metabench.engine.modes import ENGINES, current_engine, resolve_engine, using_engine
+from metabench.engine.norm import convert
+from metabench.errors import UnknownNameError
+
+TASKS, SHOTS, QUERIES, WAYS = 3, 4, 6, 3
+
+
+class Net(nn.Module):
+    """Convolution, batch norm, max-pooling and a head: what a few-shot network is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.across = nn.LayerNorm(4 * 16)
+        self.head = nn.Linear(4 * 16, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = F.relu(F.max_pool2d(self.norm(self.conv(x)), 2))
+        return self.head(self.across(maps.flatten(1)))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    made = Net().double()
+    convert(made)
+    made.norm.mode = "fresh"
+    return made
+
+
+@pytest.fixture
+def tasks() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {
+        "support": torch.rand(TASKS, SHOTS, 1, 8, 8, dtype=torch.float64),
+        "labels": torch.randint(0, WAYS, (TASKS, SHOTS)),
+        "queries": torch.rand(TASKS, QUERIES, 1, 8, 8, dtype=torch.float64),
+        "targets": torch.randint(0, WAYS, (TASKS, QUERIES)),
+    }
+
+
+def momentum(params: Tensors, grads: Tensors, opt_state: Any, t: int) -> tuple[Tensors, Any]:
+    """A step with a rate for each parameter, a memory and a count: all that a state can hold."""
+    memory = {n: 0.5 * m + grads[n] for n, m in opt_state["memory"].items()}
+    rates = opt_state["rates"]
+    moved = {n: p - rates[n] * memory[n] / (1 + t) for n, p in params.items()}
+    return moved, {"memory": memory, "rates": rates, "count": opt_state["count"] + 1}
+
+
+def outer(net: Net, tasks: dict[str, Tensor], order: int, which: list[str], steps: int) -> Tensor:
+    """The outer loss, by way of all that may carry a gradient."""
+    params = dict(net.named_parameters())
+    shift = net.norm.bias.sum()  # reaches the batch and the buffers
+    drift = {"drift": shift * 0.1}
+
+    def loss(p: Tensors, buffers: Tensors, batch: Any, t: int) -> tuple[Tensor, Tensors]:
+        data, labels = batch
+        logits = functional_call(net, p, (data,)) * (1 + buffers["drift"])
+        after = {"drift": buffers["drift"] * 0.9 + 0.01 * logits.square().mean()}
+        return F.cross_entropy(logits, labels), after
+
+    def one(data: Tensor, labels: Tensor, queries: Tensor, targets: Tensor) -> Tensor:
+        start = {
+            "memory": {n: 0.1 * params[n] for n in which},
+            "rates": {n: 0.3 + 0.1 * params[n].tanh() for n in which},
+            "count": 0,
+        }
+        phi, buffers, state = unroll(
+            loss, params, drift, (data * (1 + shift), labels), start, momentum, which, steps, order
+        )
+        assert state["count"] == steps
+        value, _ = loss(phi, buffers, (queries, targets), steps)
+        return value + sum(m.square().sum() for m in state["memory"].values())
+
+    losses: Tensor = over_tasks(one, *tasks.values())
+    return losses.mean()
+
+
+def gradients(net: Net, value: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(value, list(net.parameters()), materialize_grads=True))
+
+
+def agrees(
+    net: Net, tasks: dict[str, Tensor], engine: Any, order: int, steps: int, which: str
+) -> None:
+    names = [n for n, _ in net.named_parameters() if which == "all" or n.startswith("head.")]
+    expected = outer(net, tasks, order, names, steps)
+    with using_engine(engine):
+        value = outer(net, tasks, order, names, steps)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+    for found, wanted in zip(gradients(net, value), gradients(net, expected), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("which", ["all", "head"])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("engine", ["vmap", "mixed"])
+def test_the_outer_loss_and_its_gradient_are_those_of_the_loop(
+    net, tasks, engine, order, steps, which
+) -> None:
+    agrees(net, tasks, engine, order, steps, which)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [1, 2])
+def test_so_are_they_when_the_step_is_compiled(net, tasks, order) -> None:
+    agrees(net, tasks, "compile", order, 3, "all")
+
+
+def test_the_second_order_gradient_is_not_the_first(net, tasks) -> None:
+    names = [n for n, _ in net.named_parameters()]
+    first, second = (gradients(net, outer(net, tasks, order, names, 3)) for order in (1, 2))
+    assert max((a - b).abs().max() for a, b in zip(first, second, strict=True)) > 1e-3
+
+
+def test_mixed_mode_agrees_with_finite_differences(net, tasks) -> None:
+    names = [n for n, _ in net.named_parameters()]
+    with using_engine("mixed"):
+        slope = gradients(net, outer(net, tasks, 2, names, 2))
+        step = 1e-6
+        for parameter, found in zip(net.parameters(), slope, strict=True):
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    parameter.view(-1)[0] += sign * step
+                    values.append(outer(net, tasks, 2, names, 2))
+                    parameter.view(-1)[0] -= sign * step
+            expected = (values[0] - values[1]) / (2 * step)
+            torch.testing.assert_close(found.view(-1)[0], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_of_tasks_may_be_any_tree(tasks) -> None:
+    def one(tree: Any, mask: Any) -> Any:
+        assert mask is None
+        return {"sum": tree["x"][0].sum(), "rows": [tree["x"][1] + 1]}
+
+    def made() -> Any:
+        return over_tasks(one, {"x": (tasks["support"], tasks["labels"])}, None)
+
+    expected = made()
+    with using_engine("vmap"):
+        found = made()
+    torch.testing.assert_close(found["sum"], expected["sum"])
+    assert torch.equal(found["rows"][0], expected["rows"][0])
+
+
+def test_an_engine_is_chosen_for_a_while() -> None:
+    assert current_engine() == "loop"
+    with using_engine("mixed"):
+        with using_engine("vmap"):
+            assert current_engine() == "vmap"
+        assert current_engine() == "mixed"
+    assert current_engine() == "loop"
+
+
+def test_the_engine_of_a_name() -> None:
+    assert resolve_engine("auto", "cpu", 2) in ENGINES
+    assert resolve_engine("mixed", "cuda", 2) == "mixed"
+    assert resolve_engine("mixed", "cuda", 1) == "loop"
+    with pytest.raises(UnknownNameError, match="mixd"):
+        resolve_engine("mixd", "cpu", 2)
