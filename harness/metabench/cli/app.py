@@ -21,6 +21,7 @@ from metabench.errors import MetabenchError
 from metabench.rendering import plain
 
 VERBS = {
+    "bench": "Time whatever is registered: sampling, inner loops, meta-steps, evaluation and so on.",
     "clean": "Delete what nothing in a result folder refers to any more.",
     "completion": "Print the script that makes a shell complete metabench's words.",
     "data": "List, prepare, verify and remove data sets.",
@@ -30,6 +31,7 @@ VERBS = {
     "show": "Show all that is known of something registered, or of a cell.",
     "status": "Say what is finished, failed or missing in a result folder, and what runs now.",
     "run": "Run a suite: train, test and time its cells, then print its table.",
+    "time": "Time the finished cells of a suite again, longer and with nothing beside them.",
 }
 INTERRUPTED = 130
 _ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from metabench.cli import complete
 from metabench.errors import UsageError
 from metabench.store import DEFAULT_OUT, OUT_VARIABLE, result_folder, with_home
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[tuple[int, ...]]
+else:  # not a generic class before click 8.4
+    _ParamType = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,6 +75,104 @@ def device_option(function: F) -> F:
         show_default=True,
         help="What everything runs on; auto takes CUDA where there is any.",
     )(function)
+
+
+def engine_option(function: F) -> F:
+    """Add `--engine`: how inner loops are run."""
+    return click.option(
+        "--engine",
+        metavar="auto|loop|vmap|compile|mixed",
+        default="auto",
+        show_default=True,
+        help="How inner loops are run; a part of what a cell is. auto follows a table by device.",
+    )(function)
+
+
+class _Seeds(_ParamType):
+    name = "seeds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(word) for word in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers such as 0,1,2", param, ctx)
+
+
+_CELLS = (
+    click.option(
+        "-s",
+        "--suite",
+        required=True,
+        shell_complete=complete.suites,
+        help="A suite's name, or the path of a TOML file.",
+    ),
+    click.option(
+        "-a",
+        "--algorithm",
+        "algorithms",
+        multiple=True,
+        shell_complete=complete.names_of("algorithm"),
+        help="Only these: a name, or name/variant.",
+    ),
+    click.option(
+        "-b",
+        "--backbone",
+        "backbones",
+        multiple=True,
+        shell_complete=complete.names_of("backbone"),
+        help="Only these: a name or label.",
+    ),
+    click.option(
+        "--dataset",
+        "datasets",
+        multiple=True,
+        shell_complete=complete.names_of("dataset"),
+        help="Only these: a name or label.",
+    ),
+    click.option("-p", "--protocol", "protocols", multiple=True, help="Only these: such as 5w1s."),
+    click.option(
+        "--exclude",
+        multiple=True,
+        shell_complete=complete.names_of("algorithm", "backbone"),
+        help="Leave out an algorithm, a variant or a backbone.",
+    ),
+    click.option("--seeds", type=click.IntRange(1), help="How many training seeds, from 0."),
+    click.option(
+        "--seed", type=_Seeds(), metavar="LIST", help="Which training seeds, such as 0,3."
+    ),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a setting, such as maml.inner_lr=0.1 or '*.recipe.steps=100'.",
+    ),
+)
+
+
+def cell_options(function: F) -> F:
+    """Add the suite and the filters that choose cells in it; the verb passes them to `prepare`.
+
+    `seeds` and `seed` are for `chosen_seeds`.
+    """
+    for option in reversed(_CELLS):
+        function = option(function)
+    return function
+
+
+def chosen_seeds(seeds: int | None, seed: tuple[int, ...] | None) -> tuple[int, ...] | int | None:
+    """The training seeds of `--seeds` or `--seed`; None where neither was typed.
+
+    Raises:
+        UsageError: both were.
+    """
+    if seeds is not None and seed is not None:
+        raise UsageError("--seeds and --seed exclude each other", "--seeds 3 is --seed 0,1,2")
+    return seed or seeds
 
 
 def _data_folder(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> Path:

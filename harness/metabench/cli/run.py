@@ -13,87 +13,30 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from metabench.cli import complete
-from metabench.cli.options import data_option, device_option, out_option
+from metabench.cli.options import (
+    cell_options,
+    chosen_seeds,
+    data_option,
+    device_option,
+    engine_option,
+    out_option,
+)
 from metabench.cli.output import format_options, print_rows
-from metabench.errors import UsageError
 from metabench.rendering import Format, plain
 
 if TYPE_CHECKING:
     from metabench.experiment.outcome import Experiment
     from metabench.experiment.prepared import Prepared
 
-    _ParamType = click.ParamType[tuple[int, ...]]
-else:  # not a generic class before click 8.4
-    _ParamType = click.ParamType
-
 FAILED = 1
 _NOT_AGAIN = {"fresh", "failed", "fail_fast", "dry_run"}
 """Options that a line which goes on with a run must not repeat."""
 
 
-class _Seeds(_ParamType):
-    name = "seeds"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(word) for word in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers such as 0,1,2", param, ctx)
-
-
 @click.command()
-@click.option(
-    "-s",
-    "--suite",
-    required=True,
-    shell_complete=complete.suites,
-    help="A suite's name, or the path of a TOML file.",
-)
-@click.option(
-    "-a",
-    "--algorithm",
-    "algorithms",
-    multiple=True,
-    shell_complete=complete.names_of("algorithm"),
-    help="Only these: a name, or name/variant.",
-)
-@click.option(
-    "-b",
-    "--backbone",
-    "backbones",
-    multiple=True,
-    shell_complete=complete.names_of("backbone"),
-    help="Only these: a name or label.",
-)
-@click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    shell_complete=complete.names_of("dataset"),
-    help="Only these: a name or label.",
-)
-@click.option("-p", "--protocol", "protocols", multiple=True, help="Only these: such as 5w1s.")
-@click.option(
-    "--exclude",
-    multiple=True,
-    shell_complete=complete.names_of("algorithm", "backbone"),
-    help="Leave out an algorithm, a variant or a backbone.",
-)
-@click.option("--seeds", type=click.IntRange(1), help="How many training seeds, from 0.")
-@click.option("--seed", type=_Seeds(), metavar="LIST", help="Which training seeds, such as 0,3.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a setting, such as maml.inner_lr=0.1 or '*.recipe.steps=100'.",
-)
+@cell_options
 @device_option
+@engine_option
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), help="Worker processes. [default: one a free core]"
 )
@@ -126,15 +69,14 @@ def command(
     Cells that are finished in the result folder are reused, and interrupted ones go on where they
     stopped. Filters can be repeated, and are shell-style patterns.
     """
-    if seeds is not None and seed is not None:
-        raise UsageError("--seeds and --seed exclude each other", "--seeds 3 is --seed 0,1,2")
+    wanted = chosen_seeds(seeds, seed)
     try:
         with _ended_by_sigterm():
             from metabench.experiment.prepared import prepare
 
             asked = prepare(
                 options.pop("suite"),
-                seeds=seed or seeds,
+                seeds=wanted,
                 jobs=jobs or "auto",
                 strict_plugins=ctx.find_root().params.get("strict_plugins", False),
                 **options,

@@ -143,8 +143,9 @@ class Screen(Lines):
 
     def timing(self, jobs: int) -> None:
         self.done, self.total = 0, jobs
-        if self._all is not None:
-            self.bars.reset(self._all, description="timing")
+        if self._all is None:
+            self._all = self._add("timing", jobs)
+        self.bars.reset(self._all, description="timing")
         self._count()
 
     def tell(self, line: str) -> None:

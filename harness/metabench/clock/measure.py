@@ -1,109 +1,159 @@
-"""Timing of adapt and predict: one episode, batch 1, from raw items, warmed up, alone."""
+"""Timing a cell: warmed up, alone, by a fixed plan; what cannot be true is refused."""
 
 from __future__ import annotations
 
-import gc
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
 from metabench.api.algorithm import Algorithm
-from metabench.api.context import Context, EpisodeRandom
-from metabench.api.items import Items, Support
-from metabench.engine.bases import EmbeddingAlgorithm
-from metabench.engine.gather import ItemStore, queries_of, support_of
-from metabench.episodes.source import EpisodeSource
+from metabench.clock.cuda import LAUNCH_BOUND, clocks, memory_peaks, reset_peaks
+from metabench.clock.flops import count_flops
+from metabench.clock.kernels import profiled
+from metabench.clock.parts import Part, PartName, parts_of
+from metabench.clock.peak import Peak, measured_peak
+from metabench.clock.spread import spread
+from metabench.clock.stopwatch import Call, Reading, stopwatch
+from metabench.clock.timer import ClockError
+from metabench.clock.times import DeviceTimes, PartTimes, Times
+from metabench.clock.window import collect_young, window
+from metabench.engine.modes import using_engine
+from metabench.engine.trial import Trial
+from metabench.episodes.bank import ClassBank
 
 WARM_UP = 3
-EPISODES = 15
+"""Calls before the steady state; the first of them is told apart."""
+FASTEST = 4.0
+"""Nothing computes this many times faster than the machine's peak: a mistake, and refused."""
+LONG_S = 0.5
 
 
 @dataclass(frozen=True)
-class Times:
-    """Milliseconds an episode, over `episodes` episodes.
+class TimingPlan:
+    """How often each part of a cell is timed, from what a call of it costs.
 
     Attributes:
-        adapt_ms: median; embeds the support set, where the algorithm is one of embeddings.
-        predict_ms: median, all ways x queries together; embeds the queries likewise.
-        adapt_iqr_ms, predict_iqr_ms: interquartile ranges.
-        episodes: how many were timed, after the warm-up.
+        seconds: what the samples of a part should take together.
+        most: samples of a part at most.
+        fewest: and at least, so that there are quartiles; 3 where a call takes over half a second.
     """
 
-    adapt_ms: float
-    predict_ms: float
-    adapt_iqr_ms: float
-    predict_iqr_ms: float
-    episodes: int
+    seconds: float
+    most: int
+    fewest: int = 7
+
+    def samples(self, cost_s: float) -> int:
+        """How many samples are taken of a call that costs so much."""
+        fewest = 3 if cost_s > LONG_S else self.fewest
+        return max(fewest, min(self.most, int(self.seconds / max(cost_s, 1e-9))))
 
 
-def measure(algorithm: Algorithm, source: EpisodeSource, store: ItemStore) -> Times:
-    """Time an algorithm as it stands on the episodes of a source."""
-    algorithm.eval()
-    adapting, predicting = [], []
-    with torch.no_grad(), _collector_off():
-        for number in range(WARM_UP + EPISODES):
-            drawn = source.draw([number])
-            support = support_of(drawn, store, source.shape.ways)
-            queries = queries_of(drawn, store)
-            ctx = Context("test", EpisodeRandom(source.key, [number], store.device))
-            state, adapt_s = _timed(partial(_adapt, algorithm, support, ctx), store.device)
-            _, predict_s = _timed(partial(_predict, algorithm, state, queries, ctx), store.device)
-            if number >= WARM_UP:
-                adapting.append(1e3 * adapt_s)
-                predicting.append(1e3 * predict_s)
-    return Times(
-        adapt_ms=statistics.median(adapting),
-        predict_ms=statistics.median(predicting),
-        adapt_iqr_ms=_iqr(adapting),
-        predict_iqr_ms=_iqr(predicting),
-        episodes=EPISODES,
+IN_RUN = TimingPlan(seconds=0.25, most=50)
+"""Of the timing stage of a run."""
+
+
+def plan_for(seconds: float) -> TimingPlan:
+    """The plan that spends about so many seconds on a cell of three parts."""
+    return TimingPlan(seconds=seconds / 3, most=2000)
+
+
+def measure(
+    trial: Trial,
+    algorithm: Algorithm,
+    bank: ClassBank | None = None,
+    *,
+    plan: TimingPlan = IN_RUN,
+    kernels: bool = False,
+) -> Times:
+    """Time an algorithm as it stands; afterwards its weights are others.
+
+    Args:
+        trial: where its episodes and its training come from.
+        algorithm: trained.
+        bank: what it was built to be trained on, if not the usual split.
+        plan: how often.
+        kernels: say too where the time goes.
+
+    Raises:
+        ClockError: somebody replaced a clock, or a time is shorter than its arithmetic can be.
+    """
+    device = trial.device
+    parts: dict[PartName, PartTimes] = {}
+    with window(device) as conditions:
+        peak = measured_peak(device)
+        for part in parts_of(trial, algorithm, bank or trial.training_bank):
+            engine = trial.engines.train if part.grad else trial.engines.test
+            with torch.set_grad_enabled(part.grad), using_engine(engine):
+                times = _timed(part, device, plan)
+                # After the times: counting and profiling load much that a first call should show.
+                times = _with_flops(part, times, peak)
+                if kernels:
+                    times = replace(times, kernels=tuple(profiled(part.at, device)))
+            parts[part.name] = times
+            collect_young()
+    return Times(parts, conditions, str(trial.engines), peak, clocks(device))
+
+
+def _timed(part: Part, device: torch.device, plan: TimingPlan) -> PartTimes:
+    reset_peaks(device)
+    watch = stopwatch(device)
+    first, cost = _warmed_up(part.at, watch.read, plan)
+    count = plan.samples(cost)
+    readings = [watch.read(part.at(WARM_UP + number)) for number in range(count)]
+    memory = memory_peaks(device)
+    cold: list[Reading] = []
+    if memory is not None:
+        flushing = stopwatch(device, cold=True)
+        cold = [flushing.read(part.at(WARM_UP + number)) for number in range(count)]
+    return PartTimes(
+        ms=spread([1e3 * reading.total for reading in readings]),
+        first_ms=1e3 * first,
+        device=_device_times(readings, cold, memory) if memory is not None else None,
     )
 
 
-def _adapt(algorithm: Algorithm, support: Support, ctx: Context) -> object:
-    if isinstance(algorithm, EmbeddingAlgorithm):
-        support = support._replace(items=algorithm.embed_sets(support.items))
-    return algorithm.adapt(support, ctx)
+def _warmed_up(
+    at: Callable[[int], Call], read: Callable[[Call], Reading], plan: TimingPlan
+) -> tuple[float, float]:
+    """Seconds of the first call, and of a call once warmed up."""
+    costs = [read(at(0)).total, read(at(1)).total]
+    for number in range(2, WARM_UP):
+        if sum(costs[1:]) < plan.seconds:  # the first may have compiled
+            costs.append(read(at(number)).total)
+    return costs[0], min(costs)
 
 
-def _predict(algorithm: Algorithm, state: object, queries: Items, ctx: Context) -> object:
-    if isinstance(algorithm, EmbeddingAlgorithm):
-        queries = algorithm.embed_sets(queries)
-    return algorithm.predict(state, queries, ctx)
+def _device_times(hot: list[Reading], cold: list[Reading], memory: dict[str, int]) -> DeviceTimes:
+    def median_ms(seconds: Iterable[float | None]) -> float:
+        return 1e3 * statistics.median(value or 0.0 for value in seconds)
+
+    issued, total = median_ms([r.issued for r in hot]), median_ms([r.total for r in hot])
+    return DeviceTimes(
+        events=median_ms([r.device for r in hot]),
+        cold=median_ms([r.total for r in cold]),
+        cold_events=median_ms([r.device for r in cold]),
+        launch_bound=issued > LAUNCH_BOUND * total,
+        memory=memory,
+    )
 
 
-def _timed(fn: Callable[[], object], device: torch.device) -> tuple[object, float]:
-    """What `fn` returns and the seconds it took, the device idle before and after."""
-    _synchronise(device)
-    start = time.perf_counter()
-    result = fn()
-    _synchronise(device)
-    return result, time.perf_counter() - start
+def _with_flops(part: Part, times: PartTimes, peak: Peak) -> PartTimes:
+    """The same with counted operations and their share of the peak.
 
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _iqr(values: list[float]) -> float:
-    first, _, third = statistics.quantiles(values, n=4)
-    return third - first
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """No garbage collection inside the window."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+    Raises:
+        ClockError: they can't have been done in that time.
+    """
+    found = count_flops(part.at(0))
+    if found is None:
+        return times
+    share = found.counted / (times.ms.median / 1e3) / peak.flops
+    if share > FASTEST:
+        raise ClockError(
+            f"{part.name} took {times.ms.median:.4g} ms for {found.counted:.3g} floating-point"
+            f" operations: {share:.3g} times what this machine reaches at most"
+            f" ({peak.flops / 1e9:.0f} GFLOP/s, {peak.source})",
+            "something is wrong with the clock, or the algorithm keeps what it computed before",
+        )
+    return replace(times, flops=found.counted, uncounted=found.uncounted, share_of_peak=share)

@@ -30,6 +30,7 @@ def run(*args: Any, **asked: Any) -> Experiment:
         seeds: how many training seeds, from 0, or which; None: the suite's.
         settings: changes such as `maml.inner_lr=0.1`, as `--set` takes them.
         device: auto, cpu, cuda or cuda:N.
+        engine: how inner loops are run: auto, loop, vmap, compile or mixed.
         jobs: worker processes, or "auto"; None: everything in this process.
         out: the result folder; None: METABENCH_OUT, else ./metabench-results.
         data_dir: the data folder; None: METABENCH_DATA, else one in the user's cache folder.

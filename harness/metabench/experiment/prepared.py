@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, SupportsInt, TypeGuard, TypeVar
 
 from metabench.data.folder import data_folder
+from metabench.engine.modes import resolve_engine
 from metabench.engine.numerics import process_kept, resolve_device
 from metabench.errors import UsageError
 from metabench.experiment.outcome import Experiment
@@ -71,7 +72,7 @@ class Prepared:
             ProtocolError, UsageError: a cell that cannot be run.
         """
         options = self.options
-        bench = Workbench(self.registry, options.data_folder, options.device)
+        bench = Workbench(self.registry, options.data_folder, options.device, engine=options.engine)
         there = (options.results / MARK).exists()
         store = Store.open(options.results, create=False) if there else None
         return [(cell, _state(cell, bench, store)) for cell in self.cells]
@@ -101,6 +102,7 @@ def prepare(
     seeds: int | Sequence[int] | None = None,
     settings: Texts = None,
     device: str = "auto",
+    engine: str = "auto",
     jobs: int | Literal["auto"] | None = None,
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -141,6 +143,7 @@ def prepare(
     )
     cells = build_matrix(opened, known, filters)
     place = resolve_device(device)
+    resolve_engine(engine, place.type, order=2)
     if jobs is not None:
         for cls in classes:
             _check_importable(cls)
@@ -154,6 +157,7 @@ def prepare(
         failed_only=failed,
         fail_fast=fail_fast,
         strict_plugins=strict_plugins,
+        engine=engine,
         classes=classes,
     )
     return Prepared(opened, str(suite), known, cells, options, watch)

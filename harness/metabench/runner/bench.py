@@ -15,6 +15,7 @@ from metabench.api.backbone import ItemSpec
 from metabench.api.dataset import Dataset
 from metabench.api.phases import Batches, Collect, Episodic, Phase
 from metabench.engine.build import Blueprint, training_bank, training_shape
+from metabench.engine.modes import engines_of
 from metabench.engine.numerics import numerics
 from metabench.engine.train import planned_phases
 from metabench.engine.trial import Trial
@@ -45,6 +46,7 @@ class Workbench:
         registry: where plugins come from.
         data_folder: where data sets are.
         device: what everything runs on.
+        engine: how inner loops are run, or `auto`.
         unread: stands for plugin code without a source; another in every run, the same in the
             workers of one.
     """
@@ -53,6 +55,7 @@ class Workbench:
     data_folder: Path
     device: torch.device
     unread: str = field(default_factory=fresh_code)
+    engine: str = "auto"
     _datasets: dict[str, Dataset] = field(default_factory=dict)
     _banks: dict[tuple[str, str, int | None], Mapping[str, ClassBank]] = field(default_factory=dict)
     _code: dict[tuple[type, ...], str] = field(default_factory=dict)
@@ -119,7 +122,9 @@ class Workbench:
 
     def trial(self, cell: Cell) -> Trial:
         """The cell's training and test, on this process's device."""
-        return Trial(self.blueprint(cell), self.item(cell), self.banks(cell), self.device)
+        return Trial(
+            self.blueprint(cell), self.item(cell), self.banks(cell), self.device, self.engine
+        )
 
     def sketch(self, cell: Cell) -> list[Phase]:
         """The cell's phases, from a build without memory or arithmetic where that works.
@@ -164,7 +169,7 @@ class Workbench:
             algorithm=self._plugin(cell.algorithm, algorithm),
             backbone=self._backbone_identity(cell),
             seed=cell.seed,
-            numerics=self._numerics(),
+            numerics=self._numerics(str(engines_of(algorithm, self.engine, self.device.type))),
         )
 
     def phase_identity(self, cell: Cell, phase: Batches, bank: ClassBank) -> PhaseIdentity:
@@ -211,8 +216,8 @@ class Workbench:
             self._code[things] = code_digest(*things) or unread or fresh_code()
         return self._code[things]
 
-    def _numerics(self) -> Numerics:
-        return Numerics(**numerics(self.device.type))
+    def _numerics(self, engine: str = "loop") -> Numerics:
+        return Numerics(**numerics(self.device.type, engine))
 
 
 def _classes(module: nn.Module) -> list[type]:

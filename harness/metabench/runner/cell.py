@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metabench.clock.timer import seconds
 from metabench.engine.descent import Saved
 from metabench.engine.progress import Monitor, Progress
 from metabench.engine.trial import Attempt
@@ -38,7 +38,7 @@ class TimedCheckpoints:
 
     def __init__(self, partial: Partial) -> None:
         self._partial = partial
-        self._started = time.perf_counter()
+        self._started = seconds()
         self.earlier_s = 0.0
 
     def load(self) -> Saved | None:
@@ -50,8 +50,8 @@ class TimedCheckpoints:
 
     def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Replace the last state."""
-        seconds = self.earlier_s + time.perf_counter() - self._started
-        self._partial.save(step, tensors, {**meta, "train_s": seconds})
+        train_s = self.earlier_s + seconds() - self._started
+        self._partial.save(step, tensors, {**meta, "train_s": train_s})
 
 
 @dataclass
@@ -82,12 +82,12 @@ class CellRun:
             log_file: the cell's log, kept beside its results.
         """
         identity, trial = self.bench.identity(self.cell), self.bench.trial(self.cell)
-        started = time.perf_counter()
+        started = seconds()
         algorithm, trained = trial.train(lambda bank, refit: self._attempt(partial, bank, refit))
-        train_s = time.perf_counter() - started + self._elsewhere_s()
-        started = time.perf_counter()
+        train_s = seconds() - started + self._elsewhere_s()
+        started = seconds()
         tested = trial.test(algorithm, self._beating(partial))
-        test_s = time.perf_counter() - started
+        test_s = seconds() - started
         log.info("trained in %.1f s, tested in %.1f s", train_s, test_s)
         outcome = tested.outcome
         results = EpisodeResults(outcome.targets, outcome.predicted, outcome.classes)
@@ -136,6 +136,7 @@ class CellRun:
                 place = cleanup.enter_context(self.store.claim(key))
             shared = StoredPhases(self.store, self.bench, self.cell, bank, self.command, log_file)
             checkpoints = TimedCheckpoints(place)
+            shared.earlier_s = lambda: checkpoints.earlier_s
             self._shared.append(shared)
             self._checkpoints.append(checkpoints)
             beating = self._beating(partial, place)

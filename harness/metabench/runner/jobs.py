@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from metabench.clock.measure import measure
+from metabench.clock.measure import IN_RUN, TimingPlan, measure
 from metabench.engine.numerics import set_up_process
 from metabench.engine.progress import Monitor, Progress
 from metabench.errors import MetabenchError, NotANumberError, PluginError, StoreError
@@ -43,6 +43,7 @@ class Job:
         key: of the phase or the cell in the result folder.
         needs: keys of phases that have to be finished before.
         command: the line that runs the cell again.
+        timing, kernels: of a timing: how often, and whether to say too where the time goes.
     """
 
     kind: JobKind
@@ -50,6 +51,8 @@ class Job:
     key: str
     needs: tuple[str, ...] = ()
     command: str = ""
+    timing: TimingPlan = IN_RUN
+    kernels: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,16 @@ def _run(
 
 def _time(job: Job, bench: Workbench, store: Store) -> None:
     trial = bench.trial(job.cell)
-    algorithm = trial.build()
+    record = store.find(job.key)
+    refitted = record is not None and record.result.selected_step is not None
+    again = job.cell.recipe.refit and refitted
+    # A layer may have as many outputs as the classes that it was trained on.
+    bank = trial.refit_bank if again else trial.training_bank
+    algorithm = trial.build(bank)
     tensors, _ = read_tensors(store.folder(job.key) / CHECKPOINT)
     algorithm.load_state_dict(tensors)
-    times = measure(algorithm, trial.episodes("test"), trial.items("test"))
-    store.write_timing(job.key, this_machine(bench.device), vars(times))
+    times = measure(trial, algorithm, bank, plan=job.timing, kernels=job.kernels)
+    store.write_timing(job.key, this_machine(bench.device), times.to_json())
 
 
 def failure_of(error: BaseException, where: str) -> Failure:

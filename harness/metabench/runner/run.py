@@ -13,7 +13,6 @@ import torch
 
 from metabench.engine.numerics import process_kept
 from metabench.engine.progress import Progress
-from metabench.errors import MetabenchError
 from metabench.registry import Registry
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
@@ -77,7 +76,7 @@ class Unwatched:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is done; nothing in here changes a number.
+    """How a run is done; nothing in here but device and engine changes a digit.
 
     Attributes:
         results: the result folder.
@@ -89,6 +88,7 @@ class RunOptions:
         failed_only: run only cells that failed.
         fail_fast: stop at the first failure.
         strict_plugins: a plugin that does not load is fatal in workers too.
+        engine: how inner loops are run, or `auto`.
         classes: algorithms of the registry that no plugin registers, for workers to import.
     """
 
@@ -101,6 +101,7 @@ class RunOptions:
     failed_only: bool = False
     fail_fast: bool = False
     strict_plugins: bool = False
+    engine: str = "auto"
     classes: tuple[type, ...] = ()
 
 
@@ -145,7 +146,7 @@ def run_cells(
     """
     watch = watch or Unwatched()
     store = Store.open(options.results)
-    bench = Workbench(registry, options.data_folder, options.device)
+    bench = Workbench(registry, options.data_folder, options.device, engine=options.engine)
     prepare_data(bench, cells, watch.preparing)
     plan = make_plan(
         bench,
@@ -158,7 +159,7 @@ def run_cells(
     _remember(store, plan, _asked(suite, registry))
     watch.planned(plan)
     result = RunResult(plan)
-    executor = _LazyExecutor(options, bench, store, watch, jobs=len(plan.jobs))
+    executor = LazyExecutor(options, bench, store, watch, jobs=len(plan.jobs))
     try:
         _run_jobs(executor, bench, store, options, result, watch)
         if not result.stopped:
@@ -185,7 +186,7 @@ def _asked(suite: str, registry: Registry) -> list[str] | None:
     """The settings of all cells that a suite asks for, with no filter and nothing changed."""
     try:
         cells = build_matrix(open_suite(suite, registry), registry)
-    except MetabenchError as error:  # a plugin, perhaps, that this run leaves out
+    except (Exception, SystemExit) as error:  # a plugin, perhaps, that this run leaves out
         log.debug("what suite %s asks for in all can't be told: %s", suite, error)
         return None
     return [cell.settings_digest for cell in cells]
@@ -292,7 +293,7 @@ def in_order(
         yield job, result
 
 
-class _LazyExecutor:
+class LazyExecutor:
     """The executor of a run, begun with its first job; where all is finished, no process starts.
 
     Nor do more start than there are `jobs`: the pool starts all its workers at once.
@@ -329,6 +330,7 @@ class _LazyExecutor:
             self._bench.unread,
             tuple((cls.__module__, cls.__qualname__) for cls in options.classes),
             options.strict_plugins,
+            options.engine,
         )
         return Workers(self.slots, place, self._watch.progress, timeout=options.timeout)
 
@@ -344,13 +346,20 @@ def _note_failure(bench: Workbench, store: Store, job: Job, failure: Failure) ->
 def _time_rows(
     executor: Executor, bench: Workbench, store: Store, plan: Plan, watch: Watch
 ) -> None:
-    """The second stage: one job at a time, and nothing beside it."""
+    """The second stage, beside nothing else."""
     jobs = timing_jobs(plan, store, this_machine(bench.device))
-    if not jobs:
-        return
-    watch.timing(len(jobs))
+    for job, failure in run_timings(executor, jobs, watch):
+        log.warning("%s could not be timed: %s", job.cell.id, failure.message)
+
+
+def run_timings(
+    executor: Executor, jobs: Sequence[Job], watch: Watch
+) -> Iterator[tuple[Job, Failure]]:
+    """Run timings one at a time, and nothing beside them; yields those that failed, and how."""
+    if jobs:
+        watch.timing(len(jobs))
     for job, ended in in_order(jobs, executor, watch.started, at_once=1):
         _heard(job, ended)
         watch.ended(job, ended)
         if ended.failure is not None:
-            log.warning("%s could not be timed: %s", job.cell.id, ended.failure.message)
+            yield job, ended.failure

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
 from metabench.api.phases import Batches
+from metabench.clock.timer import seconds
 from metabench.engine.descent import Row
 from metabench.episodes.bank import ClassBank
 from metabench.runner.bench import Workbench
@@ -33,7 +34,8 @@ class StoredPhases:
 
     Attributes:
         used: keys of the phases that the cell stands on.
-        seconds: what training one here took.
+        seconds: what training one took, with attempts that were interrupted.
+        earlier_s: tells the seconds of those attempts.
     """
 
     def __init__(
@@ -47,9 +49,10 @@ class StoredPhases:
     ) -> None:
         self._store, self._bench, self._cell, self._bank = store, bench, cell, bank
         self._command, self._log_file = command, log_file
-        self._started = time.perf_counter()
+        self._started = seconds()
         self.used: list[str] = []
         self.seconds = 0.0
+        self.earlier_s: Callable[[], float] = float
 
     def note(self, phase: Batches) -> None:
         """The cell stands on this phase, whether or not it is asked for again."""
@@ -58,7 +61,7 @@ class StoredPhases:
     def find(self, phase: Batches) -> dict[str, Tensor] | None:
         """The trained module's tensors, if they are in the result folder."""
         key = self._key(phase)
-        self._started = time.perf_counter()
+        self._started = seconds()
         if self._store.find_phase(key) is None:
             return None
         tensors, _ = read_tensors(self._store.phases.folder(key) / CHECKPOINT)
@@ -69,7 +72,7 @@ class StoredPhases:
         identity = self._bench.phase_identity(self._cell, phase, self._bank)
         steps = phase.recipe.steps
         items = min(phase.recipe.batch_size, self._bank.n_items * self._bank.views)
-        self.seconds = time.perf_counter() - self._started
+        self.seconds = seconds() - self._started + self.earlier_s()
         info = run_info(self._bench.device, self._command, train_s=self.seconds)
 
         def build(folder: Path) -> None:

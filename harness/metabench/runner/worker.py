@@ -43,6 +43,7 @@ class Place:
         unread: see `Workbench`.
         classes: algorithms beside those of plugins, as (module, qualified name).
         strict_plugins: a plugin that does not load is fatal.
+        engine: see `Workbench`.
     """
 
     results: Path
@@ -51,6 +52,7 @@ class Place:
     unread: str
     classes: tuple[tuple[str, str], ...] = ()
     strict_plugins: bool = False
+    engine: str = "auto"
 
 
 def initialise(parent: int) -> None:
@@ -112,6 +114,7 @@ def work(job: bytes, place: Place, note: Path) -> JobResult:
 def _bench_of(place: Place) -> tuple[Workbench, Store]:
     import torch
 
+    import metabench.clock.timer  # noqa: F401  before any plugin can replace a clock
     from metabench.plugins import load_registry
     from metabench.runner.bench import Workbench
     from metabench.store.store import Store
@@ -120,7 +123,8 @@ def _bench_of(place: Place) -> tuple[Workbench, Store]:
     registry = load_registry(strict=place.strict_plugins, warn=lambda line: None)
     registry = registry.with_classes([_imported(*names) for names in place.classes])
     device = torch.device(place.device)
-    return Workbench(registry, place.data_folder, device, place.unread), Store(place.results)
+    bench = Workbench(registry, place.data_folder, device, place.unread, place.engine)
+    return bench, Store(place.results)
 
 
 def _imported(module: str, name: str) -> Any:

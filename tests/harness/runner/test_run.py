@@ -229,7 +229,7 @@ def test_a_renamed_entry_of_a_suite_leaves_its_table(
     assert caplog.messages == []
     assert variants("new", "kept", exclude="kept") == {"new", "kept"}
     [warning] = caplog.messages
-    assert "suite small is not what it was" in warning
+    assert "suite small does not ask for what it did" in warning
     assert "2 cells of then left its table" in warning  # one of them by --set
     assert variants("old", "kept") == {"old", "kept"}  # reused
 

@@ -1,0 +1,124 @@
+"""The parts of a cell that are timed: adapt, predict, and a step of its own training.
+
+`adapt` and `predict` work on one episode of the meta-test split at a time, from raw items: an
+algorithm of embeddings embeds within them, what the evaluation of a whole split would do once.
+`train_step` is a step of the first phase that the algorithm trains for itself: its batch is drawn
+and gathered, gradients are computed, the optimiser steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from metabench.api.algorithm import Algorithm
+from metabench.api.context import Context, EpisodeRandom
+from metabench.api.items import Items, PyTree, Support
+from metabench.api.phases import Batches, Episodic
+from metabench.clock.stopwatch import Call
+from metabench.engine.bases import EmbeddingAlgorithm
+from metabench.engine.descent import Descent, TrainingResult
+from metabench.engine.feed import TrainingData
+from metabench.engine.gather import ItemStore, queries_of, support_of
+from metabench.engine.progress import silent
+from metabench.engine.train import is_shared, planned_phases
+from metabench.engine.trial import Trial
+from metabench.episodes.bank import ClassBank
+
+PartName = Literal["adapt", "predict", "train_step"]
+PARTS: tuple[PartName, ...] = ("adapt", "predict", "train_step")
+
+EPISODES = 4
+"""Different episodes that are adapted to in turn; more of them would hold more memory."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something to be timed.
+
+    Attributes:
+        name: what it is called.
+        at: makes ready the call of a number; that is not timed, the call is.
+        grad: whether gradients are recorded.
+    """
+
+    name: PartName
+    at: Callable[[int], Call]
+    grad: bool = False
+
+
+def parts_of(trial: Trial, algorithm: Algorithm, bank: ClassBank) -> Iterator[Part]:
+    """The parts, one after the other; the last one changes the algorithm's weights.
+
+    Args:
+        bank: what the algorithm was built to be trained on.
+    """
+    algorithm.eval()
+    episodes = Episodes(trial, algorithm)
+    yield Part("adapt", episodes.adapting)
+    yield Part("predict", episodes.predicting)
+    step = own_step(trial, algorithm, bank)
+    if step is not None:
+        yield Part("train_step", step.at, grad=True)
+
+
+class Episodes:
+    """A few episodes of the meta-test split, and what an algorithm does with them."""
+
+    def __init__(self, trial: Trial, algorithm: Algorithm) -> None:
+        source, store = trial.episodes("test"), trial.items("test")
+        self._algorithm, self._device, self._key = algorithm, trial.device, source.key
+        drawn = [source.draw([number]) for number in range(EPISODES)]
+        self._support = [support_of(one, store, source.shape.ways) for one in drawn]
+        self._queries = [queries_of(one, store) for one in drawn]
+        self._states: dict[int, PyTree] = {}
+
+    def adapting(self, number: int) -> Call:
+        """Adapt to one support set."""
+        episode = number % EPISODES
+        return partial(_adapt, self._algorithm, self._support[episode], self._context(episode))
+
+    def predicting(self, number: int) -> Call:
+        """Predict all queries of one episode, to whose support set was adapted before."""
+        episode = number % EPISODES
+        if episode not in self._states:
+            self._states[episode] = self.adapting(episode)()
+        state, queries = self._states[episode], self._queries[episode]
+        return partial(_predict, self._algorithm, state, queries, self._context(episode))
+
+    def _context(self, episode: int) -> Context:
+        return Context("test", EpisodeRandom(self._key, [episode], self._device))
+
+
+class Steps(Descent):
+    """A phase of training of which single steps can be called."""
+
+    def at(self, number: int) -> Call:
+        """The step of that number; after the last one comes the first again."""
+        return partial(self._step, number % self.recipe.steps)
+
+
+def own_step(trial: Trial, algorithm: Algorithm, bank: ClassBank) -> Steps | None:
+    """The first phase of descent that the algorithm trains for itself, if it has one."""
+    seed = trial.blueprint.seed
+    for number, phase in enumerate(planned_phases(algorithm, trial.recipe, seed)):
+        if not isinstance(phase, Episodic | Batches) or is_shared(phase):
+            continue
+        if phase.recipe.steps:
+            data = TrainingData(ItemStore(bank, trial.item, trial.device), trial.protocol)
+            return Steps(algorithm, phase, number, data, seed, TrainingResult(), None, silent)
+    return None
+
+
+def _adapt(algorithm: Algorithm, support: Support, ctx: Context) -> PyTree:
+    if isinstance(algorithm, EmbeddingAlgorithm):
+        support = support._replace(items=algorithm.embed_sets(support.items))
+    return algorithm.adapt(support, ctx)
+
+
+def _predict(algorithm: Algorithm, state: PyTree, queries: Items, ctx: Context) -> PyTree:
+    if isinstance(algorithm, EmbeddingAlgorithm):
+        queries = algorithm.embed_sets(queries)
+    return algorithm.predict(state, queries, ctx)
