@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUITE ?= fewshot
 SEEDS ?= 1
+# More options for bench (of pytest) and bench-peers, such as BENCH=--benchmark-compare, PEERS=--quick
+BENCH ?=
+PEERS ?=
+PEERS_DATA = $(or $(METABENCH_DATA),$(wildcard ../shared/data))
 
-.PHONY: run test test-all lint clean help
+.PHONY: run test test-all bench bench-peers lint clean help
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -19,6 +23,13 @@ test: $(VENV)/.ready-test  ## Run the tests that CI runs
 
 test-all: $(VENV)/.ready-test  ## Run all tests, the slow ones too
 	$(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/.ready-test  ## Time everything that is registered, and save the times
+	$(BIN)/metabench bench -- --benchmark-autosave $(BENCH)
+
+bench-peers: $(VENV)/.ready-peers  ## Compare with other libraries, and write leaderboards/speed.csv
+	METABENCH_DATA=$(PEERS_DATA) $(BIN)/python -m metabench.testing.peers \
+	  --out leaderboards/speed.csv $(PEERS)
 
 lint: $(VENV)/.ready-test  ## Check style, types, import directions and the tree
 	BIN=$(BIN) ci/lint
@@ -40,4 +51,8 @@ $(VENV)/.ready: $(VENV)/.made pyproject.toml
 
 $(VENV)/.ready-test: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+$(VENV)/.ready-peers: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[peers]'
 	touch $@

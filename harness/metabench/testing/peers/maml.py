@@ -1,0 +1,121 @@
+"""MAML's meta-step against higher, torchopt and learn2learn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+from metabench.api.context import Context, EpisodeRandom
+from metabench.api.items import EpisodeBatch
+from metabench.engine.feed import EpisodeFeed
+from metabench.engine.gradient import GradientAlgorithm
+from metabench.engine.modes import EngineName, resolve_engine, using_engine
+from metabench.testing.peers.fair import check_close, compared, fastest
+from metabench.testing.peers.inner_loops import Make, MetaStep, present
+from metabench.testing.peers.networks import (
+    INNER_LR,
+    in_float64,
+    made_up_bank,
+    meta_batch,
+    our_maml,
+    twin,
+)
+from metabench.testing.peers.rows import NotMeasuredError, Row, Setting, versioned
+
+STEPS, TASKS, QUICK_TASKS = 5, 16, 4
+NO_PEER = "none of higher, torchopt and learn2learn is installed: pip install 'metabench[peers]'"
+
+EXACT, SINGLE = 1e-8, 2e-3
+"""Allowed difference of meta-gradients, as a fraction of their norm: float64, and float32."""
+
+
+def our_step(algorithm: GradientAlgorithm, feed: EpisodeFeed, engine: EngineName) -> MetaStep:
+    """Ours: what the engine calls in training."""
+    device = feed.store.device
+
+    def step(batch: EpisodeBatch) -> None:
+        algorithm.zero_grad()
+        numbers = list(range(len(batch.query_targets.values)))
+        ctx = Context("train", EpisodeRandom(feed.key, numbers, device), 0, 1)
+        with using_engine(engine):
+            algorithm.training_step(batch, ctx)
+
+    return step
+
+
+def check_gradients(
+    algorithm: GradientAlgorithm,
+    feed: EpisodeFeed,
+    batch: EpisodeBatch,
+    engine: EngineName,
+    make: Make,
+    steps: int,
+    name: str,
+) -> None:
+    """Raise DifferentResultsError unless both leave the same meta-gradient, in float64 and float32.
+
+    The engine `compile` is looked at in float32 only, which is what is timed.
+    """
+    for doubled in (True, False):
+        model = copy.deepcopy(algorithm)
+        if doubled:
+            model.double()
+        network = twin(model)
+        mine: EngineName = "loop" if doubled and engine == "compile" else engine
+        here = in_float64(batch) if doubled else batch
+        leaves = list(network.parameters())  # some peers put others in their places
+        our_step(model, feed, mine)(here)
+        make(network, INNER_LR, steps, algorithm.order)(here)
+        ours = [p.grad for p in model.parameters() if p.grad is not None]
+        theirs = [p.grad for p in leaves if p.grad is not None]
+        precision = "float64" if doubled else "float32"
+        what = f"meta-gradients of {mine} and {name}, {precision}"
+        check_close(what, ours, theirs, EXACT if doubled else SINGLE)
+
+
+def meta_step(order: int) -> Callable[[Setting], Row]:
+    """A meta-step of 16 tasks, 5 inner steps, on conv4-64."""
+
+    def measure(setting: Setting) -> Row:
+        peers = present()
+        if not peers:
+            raise NotMeasuredError(NO_PEER)
+        tasks = setting.count(TASKS, QUICK_TASKS)
+        bank = made_up_bank()
+        feed, batch = meta_batch(bank, tasks, setting.device)
+        algorithm = our_maml(bank, order, STEPS, setting.device).train()
+        engines = [resolve_engine(asked, setting.device, order) for asked in setting.engines]
+        for number, (name, make) in enumerate(peers.items()):
+            for engine in engines if number == 0 else engines[:1]:
+                check_gradients(algorithm, feed, batch, engine, make, STEPS, name)
+        ours: dict[str, Callable[[], object]] = {
+            engine: _synchronised(our_step(algorithm, feed, engine), batch, setting.device)
+            for engine in engines
+        }
+        theirs = {
+            name: _synchronised(
+                make(twin(algorithm), INNER_LR, STEPS, order), batch, setting.device
+            )
+            for name, make in peers.items()
+        }
+        mine, best = fastest(ours), fastest(theirs)
+        kind = {1: "first", 2: "second"}[order]
+        work = (
+            f"MAML {kind} order: a meta-step of {tasks} tasks, conv4-64, 28x28, 5w1s15q, "
+            f"{STEPS} inner steps (engine {mine}) [s]"
+        )
+        blocks = setting.blocks_of(10)
+        return compared(work, ours[mine], theirs[best], versioned(best), setting, blocks)
+
+    return measure
+
+
+def _synchronised(step: MetaStep, batch: EpisodeBatch, device: str) -> Callable[[], object]:
+    def whole() -> None:
+        step(batch)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return whole

@@ -1,0 +1,149 @@
+"""The throughput of a matrix of cells: ours with its default jobs, a peer's loop, and one job.
+
+    python -m metabench.testing.peers.matrix PEER CELLS STEPS TASKS
+
+is that loop: one cell after the other, with PyTorch's default threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from metabench.testing.peers.fair import fastest, in_turns, row_of_pairs, seconds_of
+from metabench.testing.peers.inner_loops import PEERS, present
+from metabench.testing.peers.rows import NotMeasuredError, Row, Setting, versioned
+
+INNER_STEPS, TASKS = 5, 4
+CELLS_A_CORE = 2
+SUITE = """
+summary = "MAML cells that differ in their seed"
+seeds = {cells}
+
+[[dataset]]
+name = "quickdraw"
+
+[[protocol]]
+ways = 5
+shots = 1
+queries = 15
+episodes = 2
+
+[[backbone]]
+name = "conv4"
+
+[[algorithm]]
+name = "maml"
+hyperparameters = {{inner_lr = 0.01, inner_steps = {inner_steps}, batch_norm = "batch"}}
+recipe = {{steps = {steps}, meta_batch = {tasks}, validate_every = 0, select = "last"}}
+"""
+QUICK_ROWS = ("maml", "protonet")
+
+
+def throughput(setting: Setting) -> Row:
+    """Whole runs: ours with data, start of the workers, test, timing stage and result folder.
+
+    The peer's loop does nothing of these: it begins with its images in memory, and ends with the
+    last meta-step. So short cells count against us.
+    """
+    peers = present()
+    if not peers:
+        raise NotMeasuredError("no peer is installed: pip install 'metabench[peers]'")
+    cells = CELLS_A_CORE * setting.threads
+    steps = setting.count(100, 10)
+
+    def loop(name: str, count: int) -> None:
+        numbers = [str(number) for number in (cells, count, TASKS)]
+        _call("metabench.testing.peers.matrix", name, *numbers)
+
+    best = fastest({name: partial(loop, name, 2) for name in peers}, repeats=1)
+    with tempfile.TemporaryDirectory() as folder:
+        suite = Path(folder) / "maml-matrix.toml"
+        filled = SUITE.format(cells=cells, inner_steps=INNER_STEPS, steps=steps, tasks=TASKS)
+        suite.write_text(filled, encoding="utf-8")
+        # The data set is prepared, and what is compiled once by Python is compiled.
+        _run(setting, "-s", str(suite), "--set", "maml.recipe.steps=1", "--seeds", "1")
+        ours, theirs = in_turns(
+            seconds_of(lambda: _run(setting, "-s", str(suite))),
+            seconds_of(lambda: loop(best, steps)),
+            setting.blocks_of(3, quick=1),
+        )
+    work = (
+        f"MAML second order: a matrix of {cells} cells of {steps} meta-steps of {TASKS} tasks, "
+        f"conv4-64, 5w1s15q, {INNER_STEPS} inner steps, whole run [s]"
+    )
+    return row_of_pairs(work, ours, theirs, versioned(best), setting)
+
+
+def suite_jobs(setting: Setting) -> Row:
+    """The `fewshot` suite under 5w1s15q, one seed: default jobs against one."""
+    part = ["-s", "fewshot", "-p", "5w1s", "--seeds", "1"]
+    what = "5w1s15q, 1 seed"
+    if setting.quick:
+        part += [f"--algorithm={name}/" for name in QUICK_ROWS]
+        part += ["--set", "*.recipe.steps=40", "--set", "*.recipe.validate_every=40"]
+        what += f", {' and '.join(QUICK_ROWS)}, 40 steps"
+    _run(setting, *part, "--set", "*.recipe.steps=1", "--set", "protocol.episodes=2")
+    ours, theirs = in_turns(
+        seconds_of(lambda: _run(setting, *part)),
+        seconds_of(lambda: _run(setting, *part, "--jobs", "1")),
+        setting.blocks_of(2, quick=1),
+    )
+    work = f"The fewshot suite ({what}): default jobs against --jobs 1, whole run [s]"
+    return row_of_pairs(work, ours, theirs, "metabench --jobs 1", setting)
+
+
+def _run(setting: Setting, *words: str) -> None:
+    """`metabench run` into a result folder that is lost."""
+    with tempfile.TemporaryDirectory() as out:
+        folders = ["--out", out, "--data-dir", str(setting.data_folder)]
+        _call("metabench", "run", *words, *folders, "--device", setting.device, "--quiet")
+
+
+def _call(module: str, *words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise NotMeasuredError(f"{module} {' '.join(words)} failed: {done.stderr.strip()[-500:]}")
+
+
+def train_loop(name: str, cells: int, steps: int, tasks: int) -> None:
+    """Train cells one after the other, as a script of that peer does; episodes come from us."""
+    from metabench.api.recipe import Recipe
+    from metabench.engine.optim import make_optimizer
+    from metabench.testing.peers.networks import (
+        INNER_LR,
+        made_up_bank,
+        meta_batch,
+        our_maml,
+        twin,
+    )
+
+    bank = made_up_bank()
+    for _ in range(cells):
+        network = twin(our_maml(bank, 2, INNER_STEPS, "cpu").train())
+        optimizer = make_optimizer(Recipe(), list(network.parameters()))
+        step = PEERS[name](network, INNER_LR, INNER_STEPS, 2)
+        feed, _ = meta_batch(bank, tasks, "cpu")
+        for number in range(steps):
+            step(feed.batch(number)[1])
+            optimizer.step()
+
+
+def main() -> None:
+    """Of a fresh process: the peer's loop."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("peer", choices=list(PEERS))
+    for number in ("cells", "steps", "tasks"):
+        parser.add_argument(number, type=int)
+    asked = parser.parse_args()
+    train_loop(asked.peer, asked.cells, asked.steps, asked.tasks)
+
+
+if __name__ == "__main__":
+    main()
