@@ -21,7 +21,7 @@ from metabench.errors import MetabenchError
 from metabench.rendering import plain
 
 VERBS = {
-    "bench": "Time whatever is registered: sampling, inner loops, meta-steps, evaluation, and more.",
+    "bench": "Time all that is registered: sampling, inner loops, meta-steps, evaluation, start-up.",
     "clean": "Delete what nothing in a result folder refers to any more.",
     "completion": "Print the script that makes a shell complete metabench's words.",
     "data": "List, prepare, verify and remove data sets.",
