@@ -21,7 +21,7 @@ from metabench.errors import MetabenchError
 from metabench.rendering import plain
 
 VERBS = {
-    "bench": "Time all that is registered: sampling, inner loops, meta-steps, evaluation, start-up.",
+    "bench": "Time all that is registered: sampling, inner loops, meta-steps, evaluation.",
     "clean": "Delete what nothing in a result folder refers to any more.",
     "completion": "Print the script that makes a shell complete metabench's words.",
     "data": "List, prepare, verify and remove data sets.",

@@ -56,7 +56,7 @@ def command(
     fmt: Format,
     pytest_args: tuple[str, ...],
 ) -> None:
-    """Time all that is registered: sampling, inner loops, meta-steps, evaluation, start-up.
+    """Time all that is registered: sampling, inner loops, meta-steps, evaluation.
 
     Names can be repeated, and are shell-style patterns; with any, nothing else is timed. What
     stands after `--` goes to pytest, such as `-- --benchmark-save=before`, and later
