@@ -82,6 +82,6 @@ def _check_installed() -> None:
     if missing:
         what = " and ".join(name.replace("_", "-") for name in missing)
         raise UsageError(
-            f"the benchmarks need {what}, which is not installed",
+            f"the benchmarks need {what}, not installed here",
             "pip install 'metabench[bench]'",
         )
