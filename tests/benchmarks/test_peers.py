@@ -4,6 +4,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,14 @@ from metabench.testing.peers.fair import (
 )
 from metabench.testing.peers.inner_loops import PEERS, MetaStep, add_gradients, tasks_of
 from metabench.testing.peers.maml import check_gradients
-from metabench.testing.peers.networks import made_up_bank, meta_batch, our_maml
+from metabench.testing.peers.networks import (
+    default_layout,
+    documented,
+    made_up_bank,
+    meta_batch,
+    our_maml,
+    twin,
+)
 from metabench.testing.peers.prototypes import _sampler_constructible
 from metabench.testing.peers.rows import COLUMNS, NotMeasuredError, Row, Setting, Work, write
 
@@ -115,14 +123,27 @@ def plain(network: nn.Module, lr: float, steps: int, order: int) -> MetaStep:
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("engine", ["loop", "mixed"])
-def test_the_twin_of_our_network_has_our_meta_gradient(order: int, engine: EngineName) -> None:
+@pytest.mark.parametrize("network", [documented, twin])
+def test_the_peers_network_has_our_meta_gradient(
+    order: int, engine: EngineName, network: Any
+) -> None:
     torch.set_num_threads(1)
     bank = made_up_bank()
     feed, batch = meta_batch(bank, 1, "cpu")
     algorithm = our_maml(bank, order, 2, "cpu").train()
-    check_gradients(algorithm, feed, batch, engine, plain, 2, "plain")
+    check_gradients(algorithm, feed, batch, engine, plain, 2, "plain", network)
     with pytest.raises(DifferentResultsError):
-        check_gradients(algorithm, feed, batch, engine, plain, 1, "plain, a step too few")
+        check_gradients(algorithm, feed, batch, engine, plain, 1, "a step too few", network)
+
+
+def test_a_peer_is_given_what_its_examples_give_it() -> None:
+    bank = made_up_bank()
+    _, batch = meta_batch(bank, 2, "cpu")
+    images = default_layout(batch).queries.data
+    assert images.stride() == (75 * 784, 784, 784, 28, 1)
+    assert torch.equal(images, batch.queries.data)
+    kinds = [type(layer).__name__ for layer in documented(our_maml(bank, 2, 1, "cpu"))]
+    assert kinds[:4] == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
 
 
 @pytest.mark.slow

@@ -95,6 +95,8 @@ REFUSED = [
     (["--failed", "--fresh"], "exclude each other", "fresh"),
     (["--device", "gpu"], "there is no device called 'gpu'", "auto, cpu, cuda or cuda:N"),
     (["--device", "mps"], "'mps' is not supported", "auto, cpu, cuda or cuda:N"),
+    (["--precision", "tf32", "--device", "cpu"], "precision tf32 is CUDA's own", "float32 or bf16"),
+    (["--precision", "fp16"], "no precision called 'fp16'", "bf16"),
     (["--out", "tiny.toml"], "tiny.toml", ""),
     (["--out", "tiny.toml/out"], "tiny.toml", "--out"),
     (["--data-dir", "tiny.toml"], "tiny.toml is not a folder", "-d/--data-dir"),

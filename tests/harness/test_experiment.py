@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import types
 from pathlib import Path
@@ -103,6 +104,41 @@ def test_a_class_of_the_notebook_runs_beside_those_of_plugins(typed) -> None:
     html = experiment._repr_html_()
     assert "<table" in html
     assert "&lt;Experiment smoke" in html
+
+
+def test_another_precision_is_another_cell_and_another_row() -> None:
+    usual = run("protonet", "baseline")
+    coarse = run("protonet", "baseline", precision="bf16")
+    assert not set(usual.to_frame()["key"]) & set(coarse.to_frame()["key"])
+    assert len(coarse.outcome.ran) == 2
+    store = coarse.store
+    found = {key: store.find(key) for key in coarse.to_frame()["key"]}
+    assert {record.identity.numerics.dtype for record in found.values()} == {"bf16"}
+    usual_phase, coarse_phase = (
+        {phase for key in e.to_frame()["key"] for phase in store.find(key).phases}
+        for e in (usual, coarse)
+    )
+    assert usual_phase
+    assert not usual_phase & coarse_phase  # nor is its shared training the same
+    [kept] = store.timings(next(iter(found))).values()
+    assert kept["conditions"]["precision"] == "bf16"
+    assert [
+        run("protonet", "baseline").outcome.ran,
+        run("protonet", precision="bf16").outcome.ran,
+    ] == [
+        [],
+        [],
+    ]
+
+
+def test_seeds_of_two_precisions_are_no_row(caplog) -> None:
+    settings = [*SMALL, "protocol.queries=2"]
+    asked = {"suite": "smoke", "algorithms": "protonet", "settings": settings}
+    metabench.run(**asked, seeds=[0])
+    both = metabench.run(**asked, seeds=[1], precision="bf16")
+    assert list(both.leaderboard()["seeds"]) == [1, 1]
+    # Which of the two stands first hangs on their keys.
+    assert re.search("numerics.dtype: '(float32' -> 'bf16|bf16' -> 'float32)'", caplog.text)
 
 
 def test_what_has_no_source_is_never_reused_and_what_has_is(typed) -> None:

@@ -37,6 +37,14 @@ class EpisodeRandom:
     def __len__(self) -> int:
         return len(self._index)
 
+    def only(self, row: int) -> EpisodeRandom:
+        """The randomness of one of the episodes, from the same draw on: what its row gets here."""
+        one = EpisodeRandom.__new__(EpisodeRandom)
+        # A stream holds a place of its own, so that threads don't disturb one another.
+        one._stream, one._index = Stream(self._stream.key.tobytes()), [self._index[row]]
+        one._lane, one._device = self._lane, self._device
+        return one
+
     def _words(self, count: int) -> np.ndarray:
         lane, self._lane = self._lane, self._lane + 1
         return np.stack([self._stream.words(i, count, lane) for i in self._index])

@@ -88,6 +88,17 @@ def engine_option(function: F) -> F:
     )(function)
 
 
+def precision_option(function: F) -> F:
+    """Add `--precision`: in which networks are computed."""
+    return click.option(
+        "--precision",
+        metavar="float32|tf32|bf16",
+        default="float32",
+        show_default=True,
+        help="In which networks are computed; a part of what a cell is. tf32 needs CUDA.",
+    )(function)
+
+
 class _Seeds(_ParamType):
     name = "seeds"
 

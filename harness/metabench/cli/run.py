@@ -20,6 +20,7 @@ from metabench.cli.options import (
     device_option,
     engine_option,
     out_option,
+    precision_option,
 )
 from metabench.cli.output import format_options, print_rows
 from metabench.rendering import Format, plain
@@ -37,6 +38,7 @@ _NOT_AGAIN = {"fresh", "failed", "fail_fast", "dry_run"}
 @cell_options
 @device_option
 @engine_option
+@precision_option
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), help="Worker processes. [default: one a free core]"
 )

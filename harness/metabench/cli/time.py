@@ -15,6 +15,7 @@ from metabench.cli.options import (
     device_option,
     engine_option,
     out_option,
+    precision_option,
 )
 from metabench.cli.output import format_options, print_rows, print_text
 from metabench.errors import UsageError
@@ -47,6 +48,7 @@ FAILED = 1
 @cell_options
 @device_option
 @engine_option
+@precision_option
 @out_option
 @data_option
 @click.option(

@@ -19,7 +19,6 @@ from metabench.clock.stopwatch import Call, Reading, stopwatch
 from metabench.clock.timer import ClockError
 from metabench.clock.times import DeviceTimes, PartTimes, Times
 from metabench.clock.window import collect_young, window
-from metabench.engine.modes import using_engine
 from metabench.engine.trial import Trial
 from metabench.episodes.bank import ClassBank
 
@@ -85,7 +84,7 @@ def measure(
         peak = measured_peak(device)
         for part in parts_of(trial, algorithm, bank or trial.training_bank):
             engine = trial.engines.train if part.grad else trial.engines.test
-            with torch.set_grad_enabled(part.grad), using_engine(engine):
+            with torch.set_grad_enabled(part.grad), trial.computing(engine):
                 times = _timed(part, device, plan)
                 # After the times: counting and profiling load much that a first call should show.
                 times = _with_flops(part, times, peak)
@@ -93,7 +92,7 @@ def measure(
                     times = replace(times, kernels=tuple(profiled(part.at, device)))
             parts[part.name] = times
             collect_young()
-    return Times(parts, conditions, str(trial.engines), peak, clocks(device))
+    return Times(parts, conditions, str(trial.engines), trial.precision, peak, clocks(device))
 
 
 def _timed(part: Part, device: torch.device, plan: TimingPlan) -> PartTimes:

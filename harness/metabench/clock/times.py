@@ -83,6 +83,7 @@ class Times:
         parts: by name; `train_step` is missing where the algorithm trains nothing by itself.
         conditions: under which they were taken.
         engine: how inner loops were run.
+        precision: in which networks were computed.
         peak: what this machine reaches at most.
         clocks: of a CUDA device and why they were held back; None where nobody can tell.
     """
@@ -90,6 +91,7 @@ class Times:
     parts: Mapping[PartName, PartTimes]
     conditions: Conditions
     engine: str
+    precision: str
     peak: Peak
     clocks: Mapping[str, Any] | None = None
 
@@ -114,6 +116,7 @@ class Times:
                 **asdict(self.conditions),
                 "cores": list(self.conditions.cores),
                 "engine": self.engine,
+                "precision": self.precision,
                 "peak_flops": self.peak.flops,
                 "peak_of": self.peak.source,
                 **({"clocks": dict(self.clocks)} if self.clocks is not None else {}),

@@ -11,12 +11,21 @@ from torch import Tensor
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context, EpisodeRandom, Stage
-from metabench.api.items import Items, Support, Targets
+from metabench.api.items import (
+    Items,
+    Support,
+    Targets,
+    flatten_sets,
+    leading_size,
+    tree_map,
+    unflatten_sets,
+)
 from metabench.engine.bases import EmbeddingAlgorithm
+from metabench.engine.chunks import KEPT, MOST_EPISODES, MOST_ITEMS, that_fit
 from metabench.engine.gather import Ids, ItemStore, labels, queries_of, support_of
-from metabench.engine.gradient import GradientAlgorithm
 from metabench.engine.metrics import Scores, metric
-from metabench.engine.numerics import EPISODES_A_CHUNK, ITEMS_A_CHUNK, seed_all
+from metabench.engine.numerics import seed_all
+from metabench.engine.precision import at_least_float32
 from metabench.episodes.protocol import MetricName
 from metabench.episodes.source import EpisodeIndices, EpisodeSource
 from metabench.errors import NotANumberError, PluginError
@@ -67,74 +76,133 @@ def evaluate(
         )
     was_training = algorithm.training
     algorithm.eval()
-    # Whatever training left in the global generators must not be seen here.
-    seed_all("evaluate", source.key.hex())
     predicted: list[Ids] = []
     drawn = _joined(source.draw(range(i, j)) for i, j in _chunks(episodes, 1000))
+    sets: _Raw | _Embedded = _Raw(drawn, store, source.shape.ways)
+    if isinstance(algorithm, EmbeddingAlgorithm):
+        sets = _Embedded(drawn, store, source.shape.ways, algorithm)
+
+    def predict(start: int, stop: int) -> Tensor:
+        support, queries = sets.of(start, stop)
+        rng = EpisodeRandom(source.key, drawn.numbers[start:stop].tolist(), store.device)
+        ctx = Context(stage, rng)
+        return algorithm.predict(algorithm.adapt(support, ctx), queries, ctx)
+
     try:
         with torch.no_grad():
-            feed = _feed(algorithm, drawn, store, source.shape.ways)
-            for chunk, support, queries in feed:
-                rng = EpisodeRandom(source.key, chunk.numbers.tolist(), store.device)
-                ctx = Context(stage, rng)
-                logits = algorithm.predict(algorithm.adapt(support, ctx), queries, ctx)
-                predicted.append(_predicted(logits, algorithm.name))
-                if tick is not None:
-                    tick(sum(map(len, predicted)), episodes)
+            sets.prepare(0, 1)
+            size = that_fit(lambda: predict(0, 1), 1, store.device.type, MOST_EPISODES)
+            # Whatever was drawn from the global generators before must not be seen here.
+            seed_all("evaluate", source.key.hex())
+            for first, last in sets.groups():
+                sets.prepare(first, last)
+                for start, stop in _chunks(last - first, size):
+                    logits = predict(first + start, first + stop)
+                    predicted.append(_predicted(logits, algorithm.name))
+                    if tick is not None:
+                        tick(first + stop, episodes)
     finally:
         algorithm.train(was_training)
     classes = np.take_along_axis(drawn.classes, drawn.query_labels, axis=1)
     return Outcome(drawn.query_labels, np.concatenate(predicted), classes)
 
 
-def episodes_a_chunk(algorithm: Algorithm) -> int:
-    """How many episodes are evaluated at once: by kind, whatever the machine."""
-    if isinstance(algorithm, EmbeddingAlgorithm):
-        return EPISODES_A_CHUNK["embedding"]
-    kind = "gradient" if isinstance(algorithm, GradientAlgorithm) else "other"
-    return EPISODES_A_CHUNK[kind]
+class _Raw:
+    """The support sets and queries of drawn episodes, as items."""
+
+    def __init__(self, drawn: EpisodeIndices, store: ItemStore, ways: int) -> None:
+        self.drawn, self.store, self.ways = drawn, store, ways
+
+    def groups(self) -> list[tuple[int, int]]:
+        """From and up to which episode there is something to prepare together."""
+        return [(0, len(self.drawn.numbers))]
+
+    def prepare(self, start: int, stop: int) -> None:
+        """Make ready what the episodes of a group have in common."""
+
+    def of(self, start: int, stop: int) -> tuple[Support, Items]:
+        """Those of the episodes from `start` up to `stop`, which lie in what was prepared."""
+        chunk = EpisodeIndices(*(field[start:stop] for field in self.drawn))
+        return support_of(chunk, self.store, self.ways), queries_of(chunk, self.store)
+
+
+class _Embedded:
+    """The same as embeddings: each item that any episode of a group uses is embedded once."""
+
+    def __init__(
+        self, drawn: EpisodeIndices, store: ItemStore, ways: int, algorithm: EmbeddingAlgorithm
+    ) -> None:
+        self.drawn, self.store, self.ways, self.algorithm = drawn, store, ways, algorithm
+        of_support = drawn.support_items * 4 + drawn.support_turns
+        of_queries = drawn.query_items * 4 + drawn.query_turns
+        self._codes = np.concatenate([of_support, of_queries], axis=1)
+        self._split = of_support.shape[1]
+        self._first = 0
+        self._embedded = self._place = torch.empty(0)
+
+    def groups(self) -> list[tuple[int, int]]:
+        """All episodes, as a rule; fewer where not all embeddings can be kept."""
+        episodes, items = self._codes.shape
+        one = embedded_split(self.algorithm, self.store, self._codes[0, :1])
+        most = KEPT // max(1, one.nbytes)
+        if min(self._codes.size, len(np.unique(self._codes))) <= most:
+            return [(0, episodes)]
+        return _chunks(episodes, max(1, most // items))
+
+    def prepare(self, start: int, stop: int) -> None:
+        self._embedded = torch.empty(0)  # let the last ones go before there are others
+        codes, where = np.unique(self._codes[start:stop], return_inverse=True)
+        self._embedded = embedded_split(self.algorithm, self.store, codes)
+        self._place = labels(where.reshape(stop - start, -1), self.store.device)
+        self._first = start
+
+    def of(self, start: int, stop: int) -> tuple[Support, Items]:
+        rows = self._place[start - self._first : stop - self._first]
+        targets = Targets(labels(self.drawn.support_labels[start:stop], self.store.device))
+        support = Support(Items(self._embedded[rows[:, : self._split]]), targets, self.ways)
+        return support, Items(self._embedded[rows[:, self._split :]])
 
 
 def embedded_split(algorithm: EmbeddingAlgorithm, store: ItemStore, codes: Ids) -> Tensor:
     """(n, ...) embeddings of items given as item * 4 + quarter turns, a chunk at a time."""
-    parts = []
-    for start, stop in _chunks(len(codes), ITEMS_A_CHUNK):
+
+    def embed(start: int, stop: int) -> Tensor:
         items, turns = np.divmod(codes[start:stop], 4)
-        parts.append(algorithm.embed(store.gather(items, turns)))
-    return torch.cat(parts)
+        return algorithm.embed(store.gather(items, turns))
+
+    return _in_chunks(embed, len(codes), store.device)
 
 
-Feed = Iterator[tuple[EpisodeIndices, Support, Items]]
+def embedded(algorithm: EmbeddingAlgorithm, items: Items) -> Items:
+    """The same items (B, S) with embeddings (B, S, ...) as their data, a chunk at a time."""
+    sets, flat = leading_size(items.data), flatten_sets(items.data)
+
+    def embed(start: int, stop: int) -> Tensor:
+        return algorithm.embed(tree_map(lambda x: x[start:stop], flat))
+
+    device = next(algorithm.parameters(), torch.empty(0)).device
+    made = _in_chunks(embed, leading_size(flat), device)
+    return items._replace(data=unflatten_sets(made, sets))
 
 
-def _feed(algorithm: Algorithm, drawn: EpisodeIndices, store: ItemStore, ways: int) -> Feed:
-    size = episodes_a_chunk(algorithm)
-    chunks = [
-        EpisodeIndices(*(field[i:j] for field in drawn))
-        for i, j in _chunks(len(drawn.numbers), size)
-    ]
-    if not isinstance(algorithm, EmbeddingAlgorithm):
-        for chunk in chunks:
-            yield chunk, support_of(chunk, store, ways), queries_of(chunk, store)
-        return
-    # Each item that any episode uses is embedded once.
-    of_support = drawn.support_items * 4 + drawn.support_turns
-    of_queries = drawn.query_items * 4 + drawn.query_turns
-    codes, where = np.unique(np.concatenate([of_support, of_queries], axis=1), return_inverse=True)
-    embedded = embedded_split(algorithm, store, codes)
-    place = labels(where.reshape(len(drawn.numbers), -1), store.device)
-    split = of_support.shape[1]
-    for number, chunk in enumerate(chunks):
-        rows = place[number * size : number * size + len(chunk.numbers)]
-        targets = Targets(labels(chunk.support_labels, store.device))
-        support = Support(Items(embedded[rows[:, :split]]), targets, ways)
-        yield chunk, support, Items(embedded[rows[:, split:]])
+def _in_chunks(embed: Callable[[int, int], Tensor], count: int, device: torch.device) -> Tensor:
+    """(count, ...) what `embed(start, stop)` returns of items, each chunk as large as fits."""
+    few = min(2, count)
+    size = that_fit(lambda: embed(0, few), few, device.type, MOST_ITEMS)
+    whole: Tensor | None = None
+    for start, stop in _chunks(count, size):
+        part = embed(start, stop)
+        if whole is None:  # filled part by part: joining them would take twice the memory
+            whole = part.new_empty(count, *part.shape[1:])
+        whole[start:stop] = part
+    assert whole is not None  # there are items
+    return whole
 
 
 def _predicted(logits: Tensor, name: str) -> Ids:
     if not bool(torch.isfinite(logits).all()):
         raise NotANumberError(f"{name} predicted values that are not finite")
-    return logits.argmax(-1).cpu().numpy()
+    return at_least_float32(logits).argmax(-1).cpu().numpy()
 
 
 def _joined(parts: Iterator[EpisodeIndices]) -> EpisodeIndices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from metabench.api.backbone import ItemSpec
 from metabench.api.items import EpisodeBatch, Items, PyTree, Support, Targets, tree_map
+from metabench.engine.mapped import MappedItems
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.source import EpisodeIndices
 
 Ids = NDArray[np.int64]
+Array = Any
+"""An array of NumPy on the CPU, a tensor on an accelerator: the same operations work on both."""
 
 DEVICE_BYTES = 4 * 2**30
 """A split up to this size is kept on an accelerator; a larger one is gathered on the host."""
@@ -25,6 +29,9 @@ class ItemStore:
 
     On the CPU, and for what is too large for an accelerator, the bank's own (memory-mapped)
     arrays are indexed, so nothing but the gathered items is read into memory.
+
+    Images come out channels last in memory, for which convolution, batch norm and pooling on a
+    CPU, and convolution on an accelerator, have their fastest kernels.
     """
 
     def __init__(self, bank: ClassBank, item: ItemSpec, device: torch.device) -> None:
@@ -33,9 +40,14 @@ class ItemStore:
         self.device = device
         arrays = bank.data.values() if isinstance(bank.data, Mapping) else [bank.data]
         fits = sum(array.nbytes for array in arrays) <= DEVICE_BYTES
+        self._stored: PyTree = tree_map(MappedItems, bank.data)
         self._resident: PyTree = None
         if device.type != "cpu" and fits:
             self._resident = tree_map(lambda a: torch.from_numpy(np.array(a)).to(device), bank.data)
+        self._moments: tuple[Array, Array] | None = None
+        if item.mean is not None and item.std is not None:
+            mean, std = np.array(item.mean, np.float32), np.array(item.std, np.float32)
+            self._moments = self._placed(mean), self._placed(std)
 
     def gather(self, items: Ids, turns: Ids | None = None) -> PyTree:
         """Items as float tensors on the device.
@@ -45,36 +57,56 @@ class ItemStore:
             turns: quarter turns (...) of the same shape; None: none.
 
         Returns:
-            a pytree of tensors (..., *item shape).
+            a pytree of tensors (..., *item shape); where they are images, channel has stride 1.
         """
         if self._resident is not None:
-            index = torch.from_numpy(np.ascontiguousarray(items)).to(self.device)
+            index = self._placed(np.ascontiguousarray(items))
             data = tree_map(lambda a: a[index], self._resident)
         else:
-            data = tree_map(lambda a: torch.from_numpy(a[items]).to(self.device), self.bank.data)
+            data = tree_map(lambda a: self._placed(a[items]), self._stored)
         if turns is not None and turns.any():
-            data = self._turned(data, turns)
-        return tree_map(self._scaled, data)
+            self._turn(data, turns)
+        return tree_map(self._scaled if self.item.kind == "image" else torch.as_tensor, data)
 
-    def _turned(self, data: Tensor, turns: Ids) -> Tensor:
-        where = torch.from_numpy(np.ascontiguousarray(turns)).to(self.device)
-        turned = data.clone()
+    def _placed(self, array: NDArray[Any]) -> Array:
+        """On the device; on the CPU NumPy does all the work.
+
+        An episode's images are few: PyTorch's threads take longer to start than to convert them,
+        and where other processes have the cores, to wait for each other.
+        """
+        return array if self.device.type == "cpu" else torch.from_numpy(array).to(self.device)
+
+    def _turn(self, images: Array, turns: Ids) -> None:
+        """Turn images (..., C, H, W) in place."""
+        flat = images.reshape(-1, *images.shape[turns.ndim :])
+        rot90: Any = torch.rot90 if isinstance(images, Tensor) else np.rot90
         for quarter in (1, 2, 3):
-            chosen = where == quarter
-            turned[chosen] = torch.rot90(data[chosen], quarter, dims=(-2, -1))
-        return turned
+            # Found on the host, for which an accelerator then need not be waited for.
+            chosen = self._placed(np.flatnonzero(turns == quarter))
+            flat[chosen] = rot90(flat[chosen], quarter, (-2, -1))
 
-    def _scaled(self, data: Tensor) -> Tensor:
-        if self.item.kind != "image":
-            return data
-        pixels = data.to(torch.float32)
-        if data.dtype == torch.uint8:
-            pixels = pixels / 255
-        if self.item.mean is not None and self.item.std is not None:
-            mean = torch.tensor(self.item.mean, device=self.device).view(-1, 1, 1)
-            std = torch.tensor(self.item.std, device=self.device).view(-1, 1, 1)
-            pixels = (pixels - mean) / std
-        return pixels
+    def _scaled(self, images: Array) -> Tensor:
+        """Images (..., C, H, W) as a new float32 tensor that lies in memory as (..., H, W, C).
+
+        Also where C is 1: the layout is the same then, but PyTorch takes such a tensor for channels
+        last only if its strides say so, and `memory_format` leaves them as they are.
+        """
+        *leading, channels, height, width = images.shape
+        shape = (*leading, height, width, channels)
+        pixels: Array
+        if isinstance(images, Tensor):
+            pixels = torch.empty(shape, dtype=torch.float32, device=images.device)
+        else:
+            pixels = np.empty(shape, np.float32)
+        for channel in range(channels):
+            pixels[..., channel] = images[..., channel, :, :]
+        if images.dtype in (np.uint8, torch.uint8):
+            pixels /= 255
+        if self._moments is not None:
+            mean, std = self._moments
+            pixels -= mean
+            pixels /= std
+        return torch.as_tensor(pixels).movedim(-1, -3)
 
 
 def labels(values: Ids, device: torch.device) -> Tensor:
@@ -95,9 +127,27 @@ def queries_of(drawn: EpisodeIndices, store: ItemStore) -> Items:
 
 def training_batch(drawn: EpisodeIndices, store: ItemStore, ways: int) -> EpisodeBatch:
     """E episodes with their query targets, for meta-training only."""
+    support, queries = _gathered_at_once(drawn, store)
     return EpisodeBatch(
-        support_of(drawn, store, ways),
-        queries_of(drawn, store),
+        Support(Items(support), Targets(labels(drawn.support_labels, store.device)), ways),
+        Items(queries),
         Targets(labels(drawn.query_labels, store.device)),
         labels(drawn.classes, store.device),
     )
+
+
+def _gathered_at_once(drawn: EpisodeIndices, store: ItemStore) -> tuple[PyTree, PyTree]:
+    """The support items (E, S, ...) and the queries (E, Q, ...), in one go to the store."""
+    items = np.concatenate([drawn.support_items.ravel(), drawn.query_items.ravel()])
+    turns = np.concatenate([drawn.support_turns.ravel(), drawn.query_turns.ravel()])
+    data = store.gather(items, turns)
+    middle = drawn.support_items.size
+
+    def sets(flat: Tensor) -> Tensor:
+        # `unflatten` would make up strides of its own for a single channel.
+        length = len(flat) // len(drawn.numbers)
+        shape, first = (len(drawn.numbers), length, *flat.shape[1:]), length * flat.stride(0)
+        return flat.as_strided(shape, (first, *flat.stride()))
+
+    support = tree_map(lambda flat: sets(flat[:middle]), data)
+    return support, tree_map(lambda flat: sets(flat[middle:]), data)

@@ -13,10 +13,12 @@ from torch.func import functional_call, vmap
 from metabench.api.algorithm import Algorithm, Inference
 from metabench.api.backbone import BatchNormOption
 from metabench.api.context import Context
-from metabench.api.items import Items, PyTree, Support
+from metabench.api.items import EpisodeBatch, Items, PyTree, Support
 from metabench.api.recipe import Hyperparameters
+from metabench.engine.apart import step_by_task
 from metabench.engine.inner import Order, Tensors, sgd, unroll
 from metabench.engine.lift import over_tasks
+from metabench.engine.modes import current_engine
 from metabench.engine.norm import Mode, norm_mode
 from metabench.errors import UsageError
 
@@ -47,6 +49,8 @@ class GradientAlgorithm(Algorithm):
     family: ClassVar[str] = "optimisation"
     hyperparameters: ClassVar[type[Hyperparameters]] = GradientHyperparameters
     order: ClassVar[Order] = 2
+    tasks_apart: ClassVar[bool] = False
+    """Whether a `training_loss` of its own is a mean over tasks, see `training_step`."""
 
     def build(self) -> None:
         if self.problem.train_ways != self.problem.ways:
@@ -102,6 +106,19 @@ class GradientAlgorithm(Algorithm):
         Finn et al. 2017 (arXiv:1703.03400), section 2.2; (1) in the docstring of `MAML`.
         """
         return sgd(self.hp.inner_lr)(params, grads, opt_state, t)
+
+    # Training.
+
+    def training_step(self, batch: EpisodeBatch, ctx: Context) -> Tensor:
+        """As every algorithm's, the outer gradient taken task by task where that is possible.
+
+        A subclass with another `training_loss` has it taken at once, unless it says with
+        `tasks_apart` that its loss of a batch is the mean of those of its tasks, by their queries.
+        """
+        usual = type(self).training_loss is Algorithm.training_loss
+        if current_engine() == "vmap" or not (usual or self.tasks_apart):
+            return super().training_step(batch, ctx)
+        return step_by_task(self, batch, ctx)
 
     # The inner loop over a batch of tasks.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import grad
 
 from metabench.engine.compiled import compiled_gradient
+from metabench.engine.lift import inside_transform
 from metabench.engine.mixed import Loop, unroll_mixed
 from metabench.engine.modes import current_engine
 
@@ -77,9 +78,34 @@ def unroll(
         elif order == 1:
             grads, buffers = _first_order(objective, adapted, buffers, t)
         else:
-            grads, buffers = grad(objective, has_aux=True)(adapted, buffers, t)
+            grads, buffers = _second_order(objective, adapted, buffers, t)
         adapted, opt_state = update(adapted, grads, opt_state, t)
     return {**constant, **adapted}, buffers, opt_state
+
+
+def _second_order(
+    objective: Objective, adapted: Tensors, buffers: Tensors, t: int
+) -> tuple[Tensors, Tensors]:
+    """The gradient and the buffers after the call, both with their graphs."""
+    if inside_transform():
+        slopes, after = grad(objective, has_aux=True)(adapted, buffers, t)
+        return slopes, after
+    with torch.enable_grad():
+        # Views, as the batch and the buffers may hang on the same tensors by another way. What
+        # needs no outer gradient is a constant.
+        leaves = {
+            name: value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+            for name, value in adapted.items()
+        }
+        value, after = objective(leaves, buffers, t)
+        found = torch.autograd.grad(
+            value,
+            list(leaves.values()),
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return dict(zip(leaves, found, strict=True)), after
 
 
 def _first_order(
@@ -90,11 +116,10 @@ def _first_order(
     Plain autograd takes 0.7 of the time of `torch.func.grad` on small networks.
     """
     point = _detached(adapted)
-    try:
-        leaves = {name: value.requires_grad_() for name, value in point.items()}
-    except RuntimeError:  # inside a transform such as vmap, which plain autograd cannot be
+    if inside_transform():
         slopes, after = grad(objective, has_aux=True)(point, buffers, t)
     else:
+        leaves = {name: value.requires_grad_() for name, value in point.items()}
         with torch.enable_grad():
             value, after = objective(leaves, buffers, t)
         found = torch.autograd.grad(

@@ -39,6 +39,15 @@ def over_tasks(fn: Callable[..., PyTree], *trees: PyTree) -> PyTree:
     return tree_map(lambda *parts: torch.stack(parts), results[0], *results[1:])
 
 
+def inside_transform() -> bool:
+    """Whether a transform of `torch.func` is going on, which plain autograd cannot be part of."""
+    try:
+        torch.empty(0).requires_grad_()
+    except RuntimeError:
+        return True
+    return False
+
+
 class _Unbound:
     """The slices of a tensor along its first dimension; a leaf for `tree_map`."""
 

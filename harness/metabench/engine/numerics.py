@@ -15,19 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from metabench.engine import chunks
+from metabench.engine.precision import Precision
 from metabench.episodes.random import stream_key
 from metabench.errors import UsageError
 
 THREADS = {"cpu": 1, "cuda": 1}
 """PyTorch threads a worker. One: two workers of one thread do more than one of two."""
 
-EPISODES_A_CHUNK = {"embedding": 100, "gradient": 10, "other": 25}
-"""Episodes that are adapted to and predicted at once in evaluation, by kind of algorithm."""
-
 _AUTOCAST = ("cpu", "cuda")
 
 ITEMS_A_CHUNK = 256
-"""Items that pass the backbone at once when a split is embedded."""
+"""Items that a `Fit` phase is handed at once."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -56,18 +55,21 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def numerics(device_type: str, engine: str = "loop") -> dict[str, Any]:
+def numerics(
+    device_type: str, engine: str = "loop", precision: Precision = "float32"
+) -> dict[str, Any]:
     """The part of a cell's identity that is about arithmetic.
 
     Args:
         engine: how the inner loop is run, as `Engines` writes it.
+        precision: in which networks are computed.
     """
     return {
         "device": device_type,
-        "dtype": "float32",
+        "dtype": precision,
         "threads": THREADS[device_type],
         "engine": engine,
-        "chunks": {**EPISODES_A_CHUNK, "items": ITEMS_A_CHUNK},
+        "chunks": {**chunks.table(device_type), "fit_items": ITEMS_A_CHUNK},
         "torch": ".".join(torch.__version__.split(".")[:2]),
     }
 

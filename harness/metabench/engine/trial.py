@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from metabench.engine.descent import Checkpoints, TrainingResult
 from metabench.engine.evaluate import Outcome, Tick, evaluate
 from metabench.engine.feed import TrainingData, Validate
 from metabench.engine.gather import ItemStore
-from metabench.engine.modes import Engines, engines_of, using_engine
+from metabench.engine.modes import EngineName, Engines, engines_of, using_engine
+from metabench.engine.precision import Precision, computing_in
 from metabench.engine.progress import Monitor, Progress, silent
 from metabench.engine.train import SharedPhases, train, train_shared_phase
 from metabench.engine.verify import depends_on_other_queries
@@ -76,6 +77,7 @@ class Trial:
         banks: the splits `train`, `validation` (where there is one) and `test`.
         device: where it is computed.
         engine: how the inner loop is run; `auto`: as the device and the algorithm need it.
+        precision: in which networks are computed.
     """
 
     blueprint: Blueprint
@@ -83,11 +85,18 @@ class Trial:
     banks: Mapping[str, ClassBank]
     device: torch.device
     engine: str = "auto"
+    precision: Precision = "float32"
 
     @property
     def engines(self) -> Engines:
         """How the inner loop is run in training and in the test."""
         return engines_of(self.blueprint.algorithm, self.engine, self.device.type)
+
+    @contextmanager
+    def computing(self, engine: EngineName) -> Iterator[None]:
+        """Compute as this trial does, its inner loops in an engine."""
+        with using_engine(engine), computing_in(self.precision, self.device.type):
+            yield
 
     @property
     def recipe(self) -> Recipe:
@@ -152,22 +161,23 @@ class Trial:
         bank = self.training_bank
         with attempts(bank, False) as attempt:
             assert attempt.shared is not None  # or it would be trained for nobody
-            train_shared_phase(
-                self.build(bank),
-                self.recipe,
-                TrainingData(self._store(bank), self.protocol),
-                self.blueprint.seed,
-                attempt.shared,
-                checkpoints=attempt.checkpoints,
-                monitor=attempt.monitor,
-            )
+            with computing_in(self.precision, self.device.type):
+                train_shared_phase(
+                    self.build(bank),
+                    self.recipe,
+                    TrainingData(self._store(bank), self.protocol),
+                    self.blueprint.seed,
+                    attempt.shared,
+                    checkpoints=attempt.checkpoints,
+                    monitor=attempt.monitor,
+                )
 
     def _train_on(
         self, bank: ClassBank, recipe: Recipe, attempt: Attempt
     ) -> tuple[Algorithm, TrainingResult]:
         algorithm = self.build(bank)
         validate = self._validate(algorithm, attempt.tick) if recipe.validate_every else None
-        with using_engine(self.engines.train):
+        with self.computing(self.engines.train):
             result = train(
                 algorithm,
                 recipe,
@@ -185,7 +195,7 @@ class Trial:
         source, items = self.episodes("validation"), self.items("validation")
 
         def validate(episodes: int) -> float:
-            with using_engine(self.engines.test):
+            with self.computing(self.engines.test):
                 outcome = evaluate(algorithm, source, items, episodes, "validation", tick)
             return outcome.score(self.protocol.metric)
 
@@ -206,11 +216,11 @@ class Trial:
         locked = {name: value.clone() for name, value in algorithm.state_dict().items()}
         source, items = self.episodes("test"), self.items("test")
         inference = algorithm.inference_mode(self.blueprint.algorithm_hp)
-        with using_engine(self.engines.test):
+        with self.computing(self.engines.test):
             outcome = evaluate(algorithm, source, items, self.protocol.episodes, "test", tick)
             why = ""
             if inference == "inductive":
-                why = depends_on_other_queries(algorithm, source, items)
+                why = depends_on_other_queries(algorithm, source, items, precision=self.precision)
         if why:
             log.warning("declared inductive, found transductive: %s", why)
             inference = "transductive"

@@ -6,6 +6,8 @@ integers, uniforms, normals and permutations are derived here, from the raw word
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,20 +29,21 @@ class Stream:
     def __init__(self, key: bytes) -> None:
         self.key = np.frombuffer(key, dtype="<u8").astype(np.uint64)
         self._philox = np.random.Philox(key=self.key)
-
-    def words(self, index: int, count: int, lane: int = 0) -> Words:
-        """`count` raw 64-bit words; asking for more gives the same ones first."""
-        self._philox.state = {
+        # Plain integers: NumPy takes each of a state's numbers out of its container by itself.
+        self._place = {"counter": [0, 0, 0, 0], "key": self.key.tolist()}
+        self._state: Any = {
             "bit_generator": "Philox",
-            "state": {
-                "counter": np.array([0, lane, index, 0], dtype=np.uint64),
-                "key": self.key,
-            },
-            "buffer": np.zeros(4, dtype=np.uint64),
+            "state": self._place,
+            "buffer": [0, 0, 0, 0],
             "buffer_pos": 4,
             "has_uint32": 0,
             "uinteger": 0,
         }
+
+    def words(self, index: int, count: int, lane: int = 0) -> Words:
+        """`count` raw 64-bit words; asking for more gives the same ones first."""
+        self._place["counter"] = [0, lane, index, 0]
+        self._philox.state = self._state
         return self._philox.random_raw(count)
 
 
@@ -73,30 +76,41 @@ def sample_without_replacement(
 
     Args:
         words: (..., M) raw words, one a draw.
-        population: how many there are to draw from, a number or one a row (...); at least M.
+        population: how many there are to draw from, a number or one a row (...); at least M and
+            under 2**32.
 
     Returns:
-        (..., M) distinct integers in [0, population), in a uniformly random order. The cost
-        depends on M and not on the population: only the positions that were swapped are kept.
+        (..., M) distinct integers in [0, population), in a uniformly random order. The cost is
+        O(M log M) a row whatever the population: only the positions that are swapped are kept.
     """
     draws = words.shape[-1]
     size = np.asarray(population, dtype=np.int64)[..., None]
     position = np.arange(draws, dtype=np.int64)
     # Step j swaps a[j] with a[target_j], target_j uniform in [j, population).
-    target = position + below(words, size - position)
-    drawn = np.empty(target.shape, dtype=np.int64)
-    displaced = np.empty(target.shape, dtype=np.int64)  # what step j wrote at target_j
+    target = (position + below(words, size - position)).reshape(-1, draws)  # (R, M)
+    slot = _slots(target)
+    row = np.arange(len(target))
+    table = np.empty((len(target), 2 * draws), dtype=np.int64)  # a, where it is touched
+    table[:, :draws] = position
+    table[row[:, None], slot] = target
+    drawn = np.empty_like(target)
     for j in range(draws):
-        drawn[..., j] = _value_at(target[..., j], target, displaced, j)
-        displaced[..., j] = _value_at(np.full_like(target[..., j], j), target, displaced, j)
-    return drawn
+        drawn[:, j] = table[row, slot[:, j]]
+        table[row, slot[:, j]] = table[:, j]
+    return drawn.reshape(words.shape)
 
 
-def _value_at(
-    place: NDArray[np.int64], target: NDArray[np.int64], displaced: NDArray[np.int64], steps: int
-) -> NDArray[np.int64]:
-    """The value at `place` after `steps` swaps: the last one written there, else the place."""
-    value = place.copy()
-    for i in range(steps):
-        np.copyto(value, displaced[..., i], where=target[..., i] == place)
-    return value
+def _slots(target: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each position of (R, M) is kept in a row's table of 2M: equal ones in one slot.
+
+    Positions under M have the slot of their number, others one of those behind.
+    """
+    draws = target.shape[-1]
+    bits = draws.bit_length()
+    ordered = np.sort(target << bits | np.arange(draws), axis=-1)  # by position, then by draw
+    position, draw = ordered >> bits, ordered & ((1 << bits) - 1)
+    number = np.zeros_like(position)  # of distinct positions before it
+    np.cumsum(position[:, 1:] != position[:, :-1], axis=-1, out=number[:, 1:])
+    slot = np.empty_like(position)
+    np.put_along_axis(slot, draw, draws + number, axis=-1)
+    return np.where(target < draws, target, slot)

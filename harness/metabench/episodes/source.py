@@ -16,6 +16,8 @@ Ids = NDArray[np.int64]
 
 LANE_EPISODE = 0
 """Words that decide an episode; other lanes of the same index are for algorithms."""
+WORDS_A_BLOCK = 16_384
+"""Episodes are drawn in blocks of so many words, for which all arrays stay in a core's cache."""
 
 
 class EpisodeIndices(NamedTuple):
@@ -55,17 +57,29 @@ class EpisodeSource:
         self.shape = shape
         self.key = key
         self._stream = Stream(key)
+        self._class_sizes = self.bank.class_sizes
 
     def draw(self, indices: Sequence[int] | Ids) -> EpisodeIndices:
         """The episodes with these numbers, in this order."""
         index = np.asarray(indices, dtype=np.int64)
+        size = max(1, WORDS_A_BLOCK // int(self._counts[-1]))
+        blocks = [self._block(index[i : i + size]) for i in range(0, max(1, len(index)), size)]
+        if len(blocks) == 1:
+            return blocks[0]
+        return EpisodeIndices(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+    @property
+    def _counts(self) -> Ids:
+        """Words of an episode up to the end of those for classes, turns, items, and order."""
+        ways, queries = self.shape.ways, self.shape.queries
+        return np.cumsum([ways, ways, ways * (self.shape.shots + queries), ways * queries])
+
+    def _block(self, index: Ids) -> EpisodeIndices:
+        """Episodes all at once."""
         ways, shots, queries = self.shape.ways, self.shape.shots, self.shape.queries
-        drawn = shots + queries
-        # Per episode: `ways` words for classes, `ways` for turns, ways x drawn for items, and
-        # ways x queries for the order of the queries.
-        counts = np.cumsum([ways, ways, ways * drawn, ways * queries])
-        words = np.stack([self._stream.words(int(i), int(counts[-1])) for i in index])
-        for_class, for_turn, for_item, for_order = np.split(words, counts[:-1], axis=1)
+        episodes, counts = len(index), self._counts
+        words = [self._stream.words(i, int(counts[-1])) for i in index.tolist()]
+        for_class, for_turn, for_item, for_order = np.split(np.stack(words), counts[:-1], axis=1)
 
         classes = sample_without_replacement(for_class, self.bank.n_classes)  # (E, N)
         underlying, turns = np.divmod(classes, self.bank.views)
@@ -73,25 +87,23 @@ class EpisodeSource:
             turns = below(for_turn, 4)
 
         within = sample_without_replacement(  # (E, N, K+Q), position within the class
-            for_item.reshape(len(index), ways, drawn), self.bank.class_sizes[underlying]
+            for_item.reshape(episodes, ways, shots + queries), self._class_sizes[underlying]
         )
         items = self.bank.offsets[underlying][..., None] + within
-        labels = np.broadcast_to(np.arange(ways)[None, :, None], items.shape)
-        turned = np.broadcast_to(turns[..., None], items.shape)
         # Equal words would tie, and a stable sort breaks ties by position on every machine.
         order = np.argsort(for_order, axis=1, kind="stable")  # (E, N*Q)
 
-        def support(array: Ids) -> Ids:
-            return array[:, :, :shots].reshape(len(index), -1)
-
-        def query(array: Ids) -> Ids:
-            return np.take_along_axis(array[:, :, shots:].reshape(len(index), -1), order, axis=1)
-
+        support_labels = np.tile(np.repeat(np.arange(ways), shots), (episodes, 1))
+        query_labels = np.repeat(np.arange(ways), queries)[order]
         return EpisodeIndices(
             index,
             classes,
-            *(support(a) for a in (items, turned, labels)),
-            *(query(a) for a in (items, turned, labels)),
+            items[:, :, :shots].reshape(episodes, -1),
+            np.repeat(turns, shots, axis=1),
+            support_labels,
+            np.take_along_axis(items[:, :, shots:].reshape(episodes, -1), order, axis=1),
+            np.take_along_axis(turns, query_labels, axis=1),
+            query_labels,
         )
 
 

@@ -31,6 +31,7 @@ def run(*args: Any, **asked: Any) -> Experiment:
         settings: changes such as `maml.inner_lr=0.1`, as `--set` takes them.
         device: auto, cpu, cuda or cuda:N.
         engine: how inner loops are run: auto, loop, vmap, compile or mixed.
+        precision: in which networks are computed: float32, tf32 (CUDA only) or bf16.
         jobs: worker processes, or "auto"; None: everything in this process.
         out: the result folder; None: METABENCH_OUT, else ./metabench-results.
         data_dir: the data folder; None: METABENCH_DATA, else one in the user's cache folder.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, SupportsInt, TypeGuar
 from metabench.data.folder import data_folder
 from metabench.engine.modes import resolve_engine
 from metabench.engine.numerics import process_kept, resolve_device
+from metabench.engine.precision import resolve_precision
 from metabench.errors import UsageError
 from metabench.experiment.outcome import Experiment
 from metabench.plugins import registry
@@ -22,7 +23,7 @@ from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
 from metabench.runner.environment import default_jobs
 from metabench.runner.matrix import Filters, build_matrix
-from metabench.runner.run import RunOptions, Watch, run_cells
+from metabench.runner.run import RunOptions, Watch, bench_of, run_cells
 from metabench.runner.suite import Suite, open_suite
 from metabench.store import result_folder
 from metabench.store.store import MARK, Store
@@ -72,7 +73,7 @@ class Prepared:
             ProtocolError, UsageError: a cell that cannot be run.
         """
         options = self.options
-        bench = Workbench(self.registry, options.data_folder, options.device, engine=options.engine)
+        bench = bench_of(self.registry, options)
         there = (options.results / MARK).exists()
         store = Store.open(options.results, create=False) if there else None
         return [(cell, _state(cell, bench, store)) for cell in self.cells]
@@ -103,6 +104,7 @@ def prepare(
     settings: Texts = None,
     device: str = "auto",
     engine: str = "auto",
+    precision: str = "float32",
     jobs: int | Literal["auto"] | None = None,
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -158,6 +160,7 @@ def prepare(
         fail_fast=fail_fast,
         strict_plugins=strict_plugins,
         engine=engine,
+        precision=resolve_precision(precision, place.type),
         classes=classes,
     )
     return Prepared(opened, str(suite), known, cells, options, watch)

@@ -33,9 +33,11 @@ def suite_of(line: str) -> str:
     return str(first.value) if isinstance(first, ast.Constant) else ""
 
 
-def row_command(noted: str, seeds: Sequence[int], device: str, engine: str = "") -> str:
-    """The noted line with other seeds, the type of the device and, but for a loop on the CPU, the
-    engine of the training; empty if it's no run.
+def row_command(
+    noted: str, seeds: Sequence[int], device: str, engine: str = "", precision: str = "float32"
+) -> str:
+    """The noted line with other seeds, the type of the device and what is not the default: an
+    engine of the training but a loop on the CPU, a precision but float32; empty if it's no run.
 
     A suite's file stands in it by its name only: where it lay is nobody's business.
     """
@@ -47,13 +49,17 @@ def row_command(noted: str, seeds: Sequence[int], device: str, engine: str = "")
         words += ["--device", device]
         if engine and (device, engine) != ("cpu", "loop"):
             words += ["--engine", engine.partition("+")[0]]
+        if precision != "float32":
+            words += ["--precision", precision]
         return plain(shlex.join(words))
     call = _call(noted)
     if call is None:
         return ""
     listed = ast.List([ast.Constant(seed) for seed in seeds], ast.Load())
-    kept = [keyword for keyword in call.keywords if keyword.arg != "seeds"]
+    kept = [keyword for keyword in call.keywords if keyword.arg not in ("seeds", "precision")]
     call.keywords = [*kept, ast.keyword("seeds", listed)]
+    if precision != "float32":
+        call.keywords.append(ast.keyword("precision", ast.Constant(precision)))
     if call.args and isinstance(call.args[0], ast.Constant):
         call.args[0] = ast.Constant(PurePath(str(call.args[0].value)).name)
     return plain(ast.unparse(call))

@@ -98,7 +98,7 @@ def _command(store: Store, row: TableRow) -> str:
     # What was noted for this suite: another may have trained the cell that this one reuses.
     noted = row.members[0].command or infos[0].command
     numerics = row.identity.numerics
-    return row_command(noted, seeds, numerics.device, numerics.engine)
+    return row_command(noted, seeds, numerics.device, numerics.engine, numerics.dtype)
 
 
 def _versions(store: Store, rows: Sequence[TableRow]) -> str:

@@ -17,6 +17,7 @@ from metabench.api.phases import Batches, Collect, Episodic, Phase
 from metabench.engine.build import Blueprint, training_bank, training_shape
 from metabench.engine.modes import engines_of
 from metabench.engine.numerics import numerics
+from metabench.engine.precision import Precision
 from metabench.engine.train import planned_phases
 from metabench.engine.trial import Trial
 from metabench.episodes.bank import ClassBank, assert_disjoint
@@ -47,6 +48,7 @@ class Workbench:
         data_folder: where data sets are.
         device: what everything runs on.
         engine: how inner loops are run, or `auto`.
+        precision: in which networks are computed.
         unread: stands for plugin code without a source; another in every run, the same in the
             workers of one.
     """
@@ -56,6 +58,7 @@ class Workbench:
     device: torch.device
     unread: str = field(default_factory=fresh_code)
     engine: str = "auto"
+    precision: Precision = "float32"
     _datasets: dict[str, Dataset] = field(default_factory=dict)
     _banks: dict[tuple[str, str, int | None], Mapping[str, ClassBank]] = field(default_factory=dict)
     _code: dict[tuple[type, ...], str] = field(default_factory=dict)
@@ -123,7 +126,12 @@ class Workbench:
     def trial(self, cell: Cell) -> Trial:
         """The cell's training and test, on this process's device."""
         return Trial(
-            self.blueprint(cell), self.item(cell), self.banks(cell), self.device, self.engine
+            self.blueprint(cell),
+            self.item(cell),
+            self.banks(cell),
+            self.device,
+            self.engine,
+            self.precision,
         )
 
     def sketch(self, cell: Cell) -> list[Phase]:
@@ -217,7 +225,7 @@ class Workbench:
         return self._code[things]
 
     def _numerics(self, engine: str = "loop") -> Numerics:
-        return Numerics(**numerics(self.device.type, engine))
+        return Numerics(**numerics(self.device.type, engine, self.precision))
 
 
 def _classes(module: nn.Module) -> list[type]:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from metabench.engine.numerics import process_kept
+from metabench.engine.precision import Precision
 from metabench.engine.progress import Progress
 from metabench.registry import Registry
 from metabench.runner.bench import Workbench
@@ -76,7 +77,7 @@ class Unwatched:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is done; nothing in here but device and engine changes a digit.
+    """How a run is done; nothing in here but device, engine and precision changes a digit.
 
     Attributes:
         results: the result folder.
@@ -89,6 +90,7 @@ class RunOptions:
         fail_fast: stop at the first failure.
         strict_plugins: a plugin that does not load is fatal in workers too.
         engine: how inner loops are run, or `auto`.
+        precision: in which networks are computed.
         classes: algorithms of the registry that no plugin registers, for workers to import.
     """
 
@@ -102,6 +104,7 @@ class RunOptions:
     fail_fast: bool = False
     strict_plugins: bool = False
     engine: str = "auto"
+    precision: Precision = "float32"
     classes: tuple[type, ...] = ()
 
 
@@ -146,7 +149,7 @@ def run_cells(
     """
     watch = watch or Unwatched()
     store = Store.open(options.results)
-    bench = Workbench(registry, options.data_folder, options.device, engine=options.engine)
+    bench = bench_of(registry, options)
     prepare_data(bench, cells, watch.preparing)
     plan = make_plan(
         bench,
@@ -167,6 +170,17 @@ def run_cells(
     finally:
         executor.close()
     return result
+
+
+def bench_of(registry: Registry, options: RunOptions) -> Workbench:
+    """The workbench that these options ask for."""
+    return Workbench(
+        registry,
+        options.data_folder,
+        options.device,
+        engine=options.engine,
+        precision=options.precision,
+    )
 
 
 def _remember(store: Store, plan: Plan, asked: list[str] | None) -> None:
@@ -331,6 +345,7 @@ class LazyExecutor:
             tuple((cls.__module__, cls.__qualname__) for cls in options.classes),
             options.strict_plugins,
             options.engine,
+            options.precision,
         )
         return Workers(self.slots, place, self._watch.progress, timeout=options.timeout)
 

@@ -13,7 +13,14 @@ from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
 from metabench.runner.environment import this_machine
 from metabench.runner.jobs import Job
-from metabench.runner.run import LazyExecutor, RunOptions, Unwatched, Watch, run_timings
+from metabench.runner.run import (
+    LazyExecutor,
+    RunOptions,
+    Unwatched,
+    Watch,
+    bench_of,
+    run_timings,
+)
 from metabench.store.record import Failure
 from metabench.store.store import Store
 
@@ -59,7 +66,7 @@ def time_cells(
     """
     watch = watch or Unwatched()
     store = Store.open(options.results, create=False)
-    bench = Workbench(registry, options.data_folder, options.device, engine=options.engine)
+    bench = bench_of(registry, options)
     result = TimedCells(this_machine(options.device))
     finished: dict[object, tuple[Cell, str]] = {}
     for cell in cells:

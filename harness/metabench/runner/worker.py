@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from metabench.errors import MetabenchError, UsageError
 
 if TYPE_CHECKING:
+    from metabench.engine.precision import Precision
     from metabench.engine.progress import Progress
     from metabench.runner.bench import Workbench
     from metabench.runner.jobs import JobResult
@@ -43,7 +44,7 @@ class Place:
         unread: see `Workbench`.
         classes: algorithms beside those of plugins, as (module, qualified name).
         strict_plugins: a plugin that does not load is fatal.
-        engine: see `Workbench`.
+        engine, precision: see `Workbench`.
     """
 
     results: Path
@@ -53,6 +54,7 @@ class Place:
     classes: tuple[tuple[str, str], ...] = ()
     strict_plugins: bool = False
     engine: str = "auto"
+    precision: Precision = "float32"
 
 
 def initialise(parent: int) -> None:
@@ -123,7 +125,9 @@ def _bench_of(place: Place) -> tuple[Workbench, Store]:
     registry = load_registry(strict=place.strict_plugins, warn=lambda line: None)
     registry = registry.with_classes([_imported(*names) for names in place.classes])
     device = torch.device(place.device)
-    bench = Workbench(registry, place.data_folder, device, place.unread, place.engine)
+    bench = Workbench(
+        registry, place.data_folder, device, place.unread, place.engine, place.precision
+    )
     return bench, Store(place.results)
 
 

@@ -85,7 +85,7 @@ class Numerics(_Part):
     """What decides a number beside the code: precision, device type, threads, engine.
 
     Attributes:
-        dtype: such as `float32`.
+        dtype: the precision by name, such as `float32`; see `metabench.engine.precision`.
         device: the type, `cpu` or `cuda`, never which one.
         threads: of PyTorch, within one operation.
         engine: which way the engine computes.

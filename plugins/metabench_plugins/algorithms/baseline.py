@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
+import torch
 from torch import Tensor
 
 from metabench import (
@@ -86,22 +87,23 @@ def fit_head(
         weights (B, N, D) and biases (B, N). What is descended is the mean cross-entropy of the
         items plus weight decay / 2 times the squared norm; the update is that of PyTorch's SGD.
     """
-    batch, _, ways = member.shape
+    batch, items, ways = member.shape
     wanted = member.to(features.dtype)
     real = wanted.sum(-1, keepdim=True)  # (B, S, 1), 0 for padding
     count = real.sum(1, keepdim=True)  # (B, 1, 1)
-    weight, bias = (
-        features.new_zeros(batch, ways, features.shape[-1]),
-        wanted.new_zeros(batch, ways),
-    )
-    weight_speed, bias_speed = weight, bias
+    real, wanted = real / count, wanted / count
+    # From zero, descent never leaves the span of the features: weights = shares^T features. A step
+    # on the shares costs S x S x N instead of S x D x N, and D may be thousands.
+    products = features @ features.mT  # (B, S, S)
+    share, bias = wanted.new_zeros(batch, items, ways), wanted.new_zeros(batch, 1, ways)
+    share_speed, bias_speed = share, bias
+    momentum, decay, lr = hp.head_momentum, hp.head_weight_decay, hp.head_lr
     for _ in range(hp.head_steps):
-        logits = features @ weight.mT + bias.unsqueeze(1)
+        logits = torch.baddbmm(bias, products, share)
         # The gradient of the mean cross-entropy with respect to the logits, (B, S, N).
-        error = (logits.softmax(-1) * real - wanted) / count
-        weight_grad = error.mT @ features + hp.head_weight_decay * weight
-        bias_grad = error.sum(1) + hp.head_weight_decay * bias
-        weight_speed = hp.head_momentum * weight_speed + weight_grad
-        bias_speed = hp.head_momentum * bias_speed + bias_grad
-        weight, bias = weight - hp.head_lr * weight_speed, bias - hp.head_lr * bias_speed
-    return weight, bias
+        error = logits.softmax(-1) * real - wanted
+        bias_slope = error.sum(1, keepdim=True).add(bias, alpha=decay)
+        share_speed = error.add(share, alpha=decay).add(share_speed, alpha=momentum)
+        bias_speed = bias_slope.add(bias_speed, alpha=momentum)
+        share, bias = share.sub(share_speed, alpha=lr), bias.sub(bias_speed, alpha=lr)
+    return share.mT @ features, bias.squeeze(1)

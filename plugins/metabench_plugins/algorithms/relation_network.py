@@ -24,8 +24,11 @@ from metabench import (
 )
 from metabench_plugins.algorithms.metric import class_membership, class_sums
 
-PAIRS_AT_ONCE = 8192
-"""About how many pairs of query and class pass the relation module at once in evaluation."""
+NUMBERS_AT_ONCE = 2**20
+"""About how many numbers of pairs pass the relation module at once in evaluation.
+
+4 MiB a tensor: larger ones are slower on a CPU, and a pair of 84 x 84 images has 1,600 numbers.
+"""
 
 
 class RelationNetworkHyperparameters(Hyperparameters):
@@ -131,7 +134,7 @@ class RelationModule(nn.Module):
         theirs = _convolved(queries, of_queries, None).unsqueeze(2)  # (B, Q, 1, ...)
         if self.training:  # the moments of batch norm are those of all pairs
             return self._values(ours + theirs)
-        queries_at_once = max(1, PAIRS_AT_ONCE // (ours.shape[0] * ours.shape[2]))
+        queries_at_once = max(1, NUMBERS_AT_ONCE // ours.numel())
         parts = torch.split(theirs, queries_at_once, dim=1)
         return torch.cat([self._values(ours + part) for part in parts], dim=1)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from metabench import Backbone, Field, Hyperparameters, ItemSpec
 from metabench_plugins.backbones.images import (
     Pooling,
+    channels_last,
     halved_by_pooling,
     image_shape,
     pool_map,
@@ -90,7 +91,7 @@ class Conv4(Backbone):
 
     def forward_map(self, data: Tensor) -> Tensor:
         """(n, C, H, W) images to (n, width, H', W') maps."""
-        maps: Tensor = self.blocks(data)
+        maps: Tensor = self.blocks(channels_last(data))
         return maps
 
     def forward(self, data: Tensor) -> Tensor:

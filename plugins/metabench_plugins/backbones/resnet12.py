@@ -11,6 +11,7 @@ from metabench import Backbone, Field, Hyperparameters, ItemSpec
 from metabench_plugins.backbones.dropblock import DropBlock
 from metabench_plugins.backbones.images import (
     Pooling,
+    channels_last,
     halved_by_pooling,
     image_shape,
     pool_map,
@@ -104,7 +105,7 @@ class ResNet12(Backbone):
 
     def forward_map(self, data: Tensor) -> Tensor:
         """(n, C, H, W) images to (n, widths[3], H // 16, W // 16) maps."""
-        maps: Tensor = self.blocks(data)
+        maps: Tensor = self.blocks(channels_last(data))
         return maps
 
     def forward(self, data: Tensor) -> Tensor:

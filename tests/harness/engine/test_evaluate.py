@@ -14,7 +14,6 @@ from metabench.api.context import Context
 from metabench.api.items import Items, PyTree, Support
 from metabench.engine import evaluate as module
 from metabench.engine.evaluate import evaluate
-from metabench.engine.numerics import EPISODES_A_CHUNK
 from metabench.episodes.protocol import Rotation
 from metabench.episodes.source import EpisodeIndices, EpisodeSource
 from metabench.errors import NotANumberError
@@ -52,9 +51,9 @@ def test_chunk_sizes_change_no_prediction(
     whole = torch.cat(logits)
     for episodes, items in ((1, 5), (7, 1), (64, 1000)):
         logits.clear()
-        for name in EPISODES_A_CHUNK:
-            monkeypatch.setitem(EPISODES_A_CHUNK, name, episodes)
-        monkeypatch.setattr(module, "ITEMS_A_CHUNK", items)
+        sizes = {module.MOST_EPISODES: episodes, -1: items}
+        monkeypatch.setattr(module, "MOST_ITEMS", -1)
+        monkeypatch.setattr(module, "that_fit", lambda *asked, sizes=sizes: sizes[asked[-1]])
         assert np.array_equal(world.evaluate(algorithm, 30).predicted, expected)
         assert len(logits) == -(-30 // episodes)
         torch.testing.assert_close(torch.cat(logits), whole, rtol=1e-6, atol=1e-6)
@@ -69,9 +68,34 @@ def test_each_item_is_embedded_once(world, monkeypatch: pytest.MonkeyPatch) -> N
         passed.append(len(data))
         return embed(self, data)
 
+    monkeypatch.setattr(module, "that_fit", lambda *asked: 16)
     monkeypatch.setattr(type(algorithm), "embed", counted)
     world.evaluate(algorithm, 100)  # of 4 x (2 + 3) items each
-    assert sum(passed) == world.banks["test"].n_items == 72
+    kept = [16] * 4 + [8]
+    assert passed[-5:] == kept  # before, an episode and an item: how large is what they take?
+    assert sum(kept) == world.banks["test"].n_items == 72
+
+
+def test_where_not_all_embeddings_can_be_kept_groups_of_episodes_are_embedded(
+    world, logits: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = world.make(world.Nearest)
+    expected = world.evaluate(algorithm, 30).predicted
+    whole = torch.cat(logits)
+    monkeypatch.setattr(module, "KEPT", 70 * 16 * 4)  # 70 of the 72 embeddings of 16 numbers
+    made: list[int] = []
+    embed = module.embedded_split
+    monkeypatch.setattr(
+        module,
+        "embedded_split",
+        lambda a, s, codes: (made.append(len(codes)), embed(a, s, codes))[1],
+    )
+    logits.clear()
+    assert np.array_equal(world.evaluate(algorithm, 30).predicted, expected)
+    torch.testing.assert_close(torch.cat(logits), whole, rtol=1e-6, atol=1e-6)
+    groups = made[2:]  # behind the first episode and the first item
+    assert len(groups) == 10  # of 3 episodes, 20 items each
+    assert max(groups) <= 60
 
 
 class Spy(Algorithm):
@@ -93,9 +117,10 @@ class Spy(Algorithm):
         return state["draw"].unsqueeze(1).expand(-1, queries.data.shape[1], -1)
 
 
-def test_no_query_target_reaches_an_algorithm(world) -> None:
+def test_no_query_target_reaches_an_algorithm(world, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is handed the drawn support sets and query items, a stage, and random numbers."""
     spy = world.make(Spy)
+    monkeypatch.setattr(module, "that_fit", lambda *asked: 16)
     world.evaluate(spy, 30)  # two chunks
     drawn, store, start = world.source().draw(range(30)), world.store(), 0
     assert [what for what, _, _ in spy.seen] == ["adapt", "predict"] * 2
@@ -137,7 +162,7 @@ def test_random_numbers_belong_to_the_episode(world, monkeypatch: pytest.MonkeyP
     expected = world.evaluate(world.make(Spy), 50).predicted
     assert len(np.unique(expected[:, 0])) == 4
     for size in (1, 13):
-        monkeypatch.setitem(EPISODES_A_CHUNK, "other", size)
+        monkeypatch.setattr(module, "that_fit", lambda *asked, size=size: size)
         assert np.array_equal(world.evaluate(world.make(Spy), 50).predicted, expected)
 
 
@@ -172,7 +197,8 @@ def test_evaluation_leaves_the_algorithm_as_it_was(world) -> None:
     assert all(torch.equal(value, before[name]) for name, value in algorithm.state_dict().items())
 
 
-def test_progress_is_told_in_episodes(world) -> None:
+def test_progress_is_told_in_episodes(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "that_fit", lambda *asked: 25)
     told: list[tuple[int, int]] = []
     evaluate(
         world.make(world.NearestRaw),

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from metabench.api.backbone import ItemSpec
 from metabench.engine.gather import ItemStore, queries_of, support_of, training_batch
@@ -89,3 +90,65 @@ def test_an_episode_is_gathered_as_it_was_drawn(world, rotation: Rotation) -> No
     assert torch.equal(batch.queries.data, queries.data)
     assert batch.query_targets.values.tolist() == drawn.query_labels.tolist()
     assert batch.classes.tolist() == drawn.classes.tolist()
+
+
+def bank_of(channels: int) -> ClassBank:
+    data = np.random.default_rng(0).integers(0, 256, (40, channels, 8, 8)).astype(np.uint8)
+    return ClassBank(data, np.arange(5) * 10, tuple("abcd"), "d", "test")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("rotation", [Rotation.NONE, Rotation.EPISODE])
+def test_a_convolution_takes_them_for_channels_last(channels: int, rotation: Rotation) -> None:
+    item = ItemSpec("image", (channels, 8, 8), mean=(0.5,) * channels, std=(0.2,) * channels)
+    store = ItemStore(bank_of(channels), item, CPU)
+    shape = EpisodeShape(ways=3, shots=2, queries=4, rotation=rotation)
+    drawn = EpisodeSource(store.bank, shape, b"0123456789abcdef").draw([4, 0])
+    batch = training_batch(drawn, store, 3)
+    gathered = [batch.support.items.data, batch.queries.data]
+    gathered += [support_of(drawn, store, 3).items.data, queries_of(drawn, store).data]
+    weight = torch.rand(4, channels, 3, 3)
+    for images in (*gathered, store.gather(np.arange(6).reshape(2, 3))):
+        assert images.stride()[-3:] == (1, 8 * channels, channels)
+        for episode in (images[0], images.unbind()[-1]):
+            assert F.conv2d(episode, weight).stride(1) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layout_does_not_change_a_value(channels: int) -> None:
+    mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.7)[:channels]
+    bank = bank_of(channels)
+    items = np.arange(40).reshape(4, 10)
+    turns = items % 4
+    rotated = np.stack([np.rot90(bank.data[i], i % 4, (-2, -1)) for i in range(40)])
+    pixels = torch.from_numpy(rotated.copy()).unflatten(0, (4, 10)).to(torch.float32) / 255
+    of_mean, of_std = (torch.tensor(m).view(-1, 1, 1) for m in (mean, std))
+    item = ItemSpec("image", (channels, 8, 8), mean, std)
+    gathered = ItemStore(bank, item, CPU).gather(items, turns)
+    assert torch.equal(gathered, (pixels - of_mean) / of_std)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("resident", [True, False])
+def test_an_accelerator_gathers_the_same(
+    channels: int, resident: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not resident:
+        monkeypatch.setattr("metabench.engine.gather.DEVICE_BYTES", 0)
+    item = ItemSpec("image", (channels, 8, 8), (0.5,) * channels, (0.2,) * channels)
+    shape = EpisodeShape(ways=3, shots=2, queries=4, rotation=Rotation.EPISODE)
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    bank = bank_of(channels)
+    drawn = EpisodeSource(bank, shape, b"0123456789abcdef").draw([4, 0])
+    here = training_batch(drawn, ItemStore(bank, item, CPU), 3)
+    there = training_batch(drawn, ItemStore(bank, item, torch.device("cuda")), 3)
+    for mine, theirs in (
+        (here.support.items.data, there.support.items.data),
+        (here.queries.data, there.queries.data),
+    ):
+        assert theirs.device.type == "cuda"
+        assert theirs.stride() == mine.stride()
+        torch.testing.assert_close(theirs.cpu(), mine, rtol=1e-6, atol=1e-6)
+    assert torch.equal(there.query_targets.values.cpu(), here.query_targets.values)

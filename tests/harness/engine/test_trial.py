@@ -91,7 +91,7 @@ def test_the_test_is_locked(world, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(tested.outcome.targets) == world.protocol.episodes
     assert all(torch.equal(tested.locked[name], value) for name, value in before.items())
 
-    def verify(algorithm: Any, *rest: Any) -> str:
+    def verify(algorithm: Any, *rest: Any, precision: str) -> str:
         with torch.no_grad():
             algorithm.backbone.net[1].bias += 1
         return "it changed"

@@ -85,6 +85,22 @@ def test_drawn_numbers_are_distinct_and_in_range(index: int, population: list[in
     assert np.array_equal(drawn, np.stack(alone))
 
 
+@given(st.lists(st.tuples(WORD, WORD, WORD, WORD, WORD), max_size=4), st.integers(5, 2**32 - 1))
+def test_draws_are_those_of_swapping(words: list[tuple[int, ...]], population: int) -> None:
+    """Fisher and Yates, one swap after another, on a dictionary of what was moved."""
+    for size in (5, 6, 9, population):
+        rows = np.array(words, dtype=np.uint64).reshape(-1, 5)
+        drawn = sample_without_replacement(rows, size)
+        for row, mine in zip(rows.tolist(), drawn.tolist(), strict=True):
+            moved: dict[int, int] = {}
+            expected = []
+            for j, word in enumerate(row):
+                target = j + (word * (size - j) >> 64)
+                expected.append(moved.get(target, target))
+                moved[target] = moved.get(j, j)
+            assert mine == expected
+
+
 @given(st.integers(0, 10**6), st.integers(1, 30))
 def test_drawing_everything_gives_a_permutation(index: int, size: int) -> None:
     drawn = sample_without_replacement(Stream(KEY).words(index, size), size)

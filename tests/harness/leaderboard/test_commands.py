@@ -49,3 +49,14 @@ def test_a_row_is_run_with_all_its_seeds_on_its_kind_of_device() -> None:
     assert line == "metabench run --suite x.toml -a maml --seed 0,2 --device cuda"
     call = row_command("metabench.run('/p/x.toml', algorithms=[A], seeds=[0])", [0, 2], "cpu")
     assert call == "metabench.run('x.toml', algorithms=[A], seeds=[0, 2])"
+
+
+def test_a_row_is_run_again_in_its_engine_and_precision() -> None:
+    noted = "metabench run --suite x --seed 0"
+    assert row_command(noted, [0], "cpu", "loop", "float32") == f"{noted} --device cpu"
+    assert row_command(noted, [0], "cuda", "vmap+loop", "tf32") == (
+        f"{noted} --device cuda --engine vmap --precision tf32"
+    )
+    call = "metabench.run('x', algorithms=[A], seeds=[0])"
+    assert row_command(call, [0], "cpu", "loop", "float32") == call
+    assert row_command(call, [0], "cpu", "loop", "bf16") == f"{call[:-1]}, precision='bf16')"

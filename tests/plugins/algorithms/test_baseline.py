@@ -39,6 +39,37 @@ def test_each_step_is_that_of_sgd(momentum: float) -> None:
         torch.testing.assert_close(bias[b], head.bias.detach())
 
 
+def plainly_fitted(
+    features: torch.Tensor, member: torch.Tensor, hp: BaselineHyperparameters
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same descent on one episode's weights themselves, for (S, D) features."""
+    wanted = member.double()
+    real, count = wanted.sum(-1, keepdim=True), wanted.sum()
+    weight, bias = features.new_zeros(member.shape[-1], features.shape[-1]), wanted.new_zeros(3)
+    weight_speed, bias_speed = 0 * weight, 0 * bias
+    for _ in range(hp.head_steps):
+        error = ((features @ weight.T + bias).softmax(-1) * real - wanted) / count
+        slope = error.T @ features + hp.head_weight_decay * weight
+        weight_speed = hp.head_momentum * weight_speed + slope
+        bias_speed = hp.head_momentum * bias_speed + error.sum(0) + hp.head_weight_decay * bias
+        weight, bias = weight - hp.head_lr * weight_speed, bias - hp.head_lr * bias_speed
+    return weight, bias
+
+
+def test_all_episodes_of_a_batch_at_once_are_each_by_itself() -> None:
+    """With padding, and with more dimensions than items and fewer."""
+    hp = BaselineHyperparameters(head_weight_decay=0.01)
+    member = MEMBER.clone()
+    member[1, 5:] = False
+    for size in (3, 200):
+        generator = torch.Generator().manual_seed(size)
+        features = torch.randn(2, 8, size, dtype=torch.float64, generator=generator)
+        weight, bias = fit_head(features, member, hp)
+        for b in range(2):
+            expected = plainly_fitted(features[b], member[b], hp)
+            torch.testing.assert_close((weight[b], bias[b]), expected, rtol=1e-10, atol=1e-12)
+
+
 def test_many_steps_reach_the_optimum() -> None:
     decay = 0.05
     hp = BaselineHyperparameters(head_steps=3000, head_lr=0.05, head_weight_decay=decay)

@@ -59,7 +59,7 @@ def test_every_size_of_map_will_do(
     size: tuple[int, int, int], training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many pairs pass at once; in training always all: batch norm takes their moments."""
-    monkeypatch.setattr(relation_network, "PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr(relation_network, "NUMBERS_AT_ONCE", 100)
     torch.manual_seed(0)
     relation = RelationModule(size, width=5, hidden=3).double().train(training)
     classes, queries = torch.rand(2, 3, *size).double(), torch.rand(2, 4, *size).double()
@@ -80,8 +80,10 @@ def test_how_many_pairs_pass_at_once_changes_nothing(lab, monkeypatch: pytest.Mo
     algorithm = lab.make(RelationNetwork)
     support, queries, _, _ = lab.batch(2)
     expected = lab.logits(algorithm, support, queries)
-    for pairs in (1, 30, 70):  # fewer than one query's, and several queries' with a rest
-        monkeypatch.setattr(relation_network, "PAIRS_AT_ONCE", pairs)
+    passed: list[int] = []
+    algorithm.relation.hidden.register_forward_hook(lambda _, __, made: passed.append(len(made)))
+    for numbers in (1, 20_000):  # fewer than one query's, and several queries' with a rest
+        monkeypatch.setattr(relation_network, "NUMBERS_AT_ONCE", numbers)
         torch.testing.assert_close(lab.logits(algorithm, support, queries), expected)
 
 

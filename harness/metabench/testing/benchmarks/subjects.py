@@ -5,6 +5,7 @@ Items are random bytes: no time depends on what is drawn on an image, and nothin
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,7 @@ EPISODES = 10
 TIERED_IMAGE = ItemSpec("image", (3, 84, 84))
 TIERED_ITEMS, TIERED_CLASSES = 448_695, 351
 """As many images as the training split of tieredImageNet has; its classes differ in size."""
+MAPPED_ITEMS = (1000, 50_000, TIERED_ITEMS)
 
 
 def made_up_bank(split: str, item: ItemSpec = IMAGE) -> ClassBank:
@@ -54,15 +56,28 @@ def made_up_bank(split: str, item: ItemSpec = IMAGE) -> ClassBank:
     return _bank(data, offsets, split)
 
 
-def tiered_bank(folder: Path) -> ClassBank:
-    """A split of tieredImageNet's size, memory-mapped: 9.5 GB, all of it a hole in the file."""
-    shape = (TIERED_ITEMS, *TIERED_IMAGE.shape)
-    path = folder / "items.npy"
+def mapped_bank(folder: Path, items: int = TIERED_ITEMS) -> ClassBank:
+    """A split of images of tieredImageNet's size, memory-mapped, all of it a hole in the file.
+
+    Its classes are about as large as those of tieredImageNet, whose 448,695 images take 9.5 GB.
+    """
+    shape = (items, *TIERED_IMAGE.shape)
+    path = folder / f"{items}.npy"
     with path.open("wb") as file:
         file.truncate(int(np.prod(shape)))
     data = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
-    offsets = np.linspace(0, TIERED_ITEMS, TIERED_CLASSES + 1).astype(np.int64)
+    classes = max(20, TIERED_CLASSES * items // TIERED_ITEMS)
+    offsets = np.linspace(0, items, classes + 1).astype(np.int64)
     return _bank(data, offsets, "train")
+
+
+def resident_mib() -> float | None:
+    """Resident memory of this process, mapped pages among it; None where Linux does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * mmap.PAGESIZE / 2**20
 
 
 def _bank(data: NDArray[Any], offsets: NDArray[np.int64], split: str) -> ClassBank:

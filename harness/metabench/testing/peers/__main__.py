@@ -18,6 +18,7 @@ from metabench.testing.peers import matrix, memory, prototypes, start
 from metabench.testing.peers.fair import DifferentResultsError
 from metabench.testing.peers.inner_loops import PEERS
 from metabench.testing.peers.maml import meta_step
+from metabench.testing.peers.networks import twin
 from metabench.testing.peers.rows import (
     COLUMNS,
     NotMeasuredError,
@@ -31,6 +32,8 @@ from metabench.testing.peers.rows import (
 WORKS = (
     Work("maml-second", 1.5, meta_step(2), gpu_goal=10, on_gpu=True),
     Work("maml-first", 1.5, meta_step(1), gpu_goal=10, on_gpu=True),
+    Work("maml-second-our-network", None, meta_step(2, twin), on_gpu=True),
+    Work("maml-first-our-network", None, meta_step(1, twin), on_gpu=True),
     Work("memory", 4, memory.memory, on_gpu=True),
     Work("matrix", 1.8, matrix.throughput),
     Work("protonet-images", 40, prototypes.from_images, on_gpu=True),

@@ -6,21 +6,25 @@ import copy
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from metabench.api.context import Context, EpisodeRandom
 from metabench.api.items import EpisodeBatch
+from metabench.engine.apart import sharing_tasks
 from metabench.engine.feed import EpisodeFeed
 from metabench.engine.gradient import GradientAlgorithm
 from metabench.engine.modes import EngineName, resolve_engine, using_engine
+from metabench.runner.allocator import keep_freed_memory
 from metabench.testing.peers.fair import check_close, compared, fastest
 from metabench.testing.peers.inner_loops import Make, MetaStep, present
 from metabench.testing.peers.networks import (
     INNER_LR,
+    default_layout,
+    documented,
     in_float64,
     made_up_bank,
     meta_batch,
     our_maml,
-    twin,
 )
 from metabench.testing.peers.rows import NotMeasuredError, Row, Setting, versioned
 
@@ -30,16 +34,20 @@ NO_PEER = "none of higher, torchopt and learn2learn is installed: pip install 'm
 EXACT, SINGLE = 1e-8, 2e-3
 """Allowed difference of meta-gradients, as a fraction of their norm: float64, and float32."""
 
+PeersNetwork = Callable[[GradientAlgorithm], nn.Sequential]
 
-def our_step(algorithm: GradientAlgorithm, feed: EpisodeFeed, engine: EngineName) -> MetaStep:
-    """Ours: what the engine calls in training."""
+
+def our_step(
+    algorithm: GradientAlgorithm, feed: EpisodeFeed, engine: EngineName, threads: int = 1
+) -> MetaStep:
+    """Ours: what the engine calls in training; `threads` share the tasks, as `--threads` has it."""
     device = feed.store.device
 
     def step(batch: EpisodeBatch) -> None:
         algorithm.zero_grad()
         numbers = list(range(len(batch.query_targets.values)))
         ctx = Context("train", EpisodeRandom(feed.key, numbers, device), 0, 1)
-        with using_engine(engine):
+        with using_engine(engine), sharing_tasks(threads):
             algorithm.training_step(batch, ctx)
 
     return step
@@ -53,6 +61,7 @@ def check_gradients(
     make: Make,
     steps: int,
     name: str,
+    peers_network: PeersNetwork = documented,
 ) -> None:
     """Raise DifferentResultsError unless both leave the same meta-gradient, in float64 and float32.
 
@@ -62,7 +71,7 @@ def check_gradients(
         model = copy.deepcopy(algorithm)
         if doubled:
             model.double()
-        network = twin(model)
+        network = peers_network(model)
         mine: EngineName = "loop" if doubled and engine == "compile" else engine
         here = in_float64(batch) if doubled else batch
         leaves = list(network.parameters())  # some peers put others in their places
@@ -75,36 +84,44 @@ def check_gradients(
         check_close(what, ours, theirs, EXACT if doubled else SINGLE)
 
 
-def meta_step(order: int) -> Callable[[Setting], Row]:
-    """A meta-step of 16 tasks, 5 inner steps, on conv4-64."""
+def meta_step(order: int, peers_network: PeersNetwork = documented) -> Callable[[Setting], Row]:
+    """A meta-step of 16 tasks, 5 inner steps, on conv4-64.
+
+    Args:
+        peers_network: what the peer is given: the network as its examples write it, or ours.
+    """
 
     def measure(setting: Setting) -> Row:
         peers = present()
         if not peers:
             raise NotMeasuredError(NO_PEER)
+        keep_freed_memory()  # for both sides: it is the process's
         tasks = setting.count(TASKS, QUICK_TASKS)
         bank = made_up_bank()
         feed, batch = meta_batch(bank, tasks, setting.device)
+        given = default_layout(batch) if peers_network is documented else batch
         algorithm = our_maml(bank, order, STEPS, setting.device).train()
         engines = [resolve_engine(asked, setting.device, order) for asked in setting.engines]
         for number, (name, make) in enumerate(peers.items()):
             for engine in engines if number == 0 else engines[:1]:
-                check_gradients(algorithm, feed, batch, engine, make, STEPS, name)
+                check_gradients(algorithm, feed, batch, engine, make, STEPS, name, peers_network)
+        threads = setting.threads if setting.device == "cpu" else 1
         ours: dict[str, Callable[[], object]] = {
-            engine: _synchronised(our_step(algorithm, feed, engine), batch, setting.device)
+            engine: _synchronised(our_step(algorithm, feed, engine, threads), batch, setting.device)
             for engine in engines
         }
         theirs = {
             name: _synchronised(
-                make(twin(algorithm), INNER_LR, STEPS, order), batch, setting.device
+                make(peers_network(algorithm), INNER_LR, STEPS, order), given, setting.device
             )
             for name, make in peers.items()
         }
         mine, best = fastest(ours), fastest(theirs)
         kind = {1: "first", 2: "second"}[order]
+        whose = "" if peers_network is documented else ", the peer on our network and layout"
         work = (
             f"MAML {kind} order: a meta-step of {tasks} tasks, conv4-64, 28x28, 5w1s15q, "
-            f"{STEPS} inner steps (engine {mine}) [s]"
+            f"{STEPS} inner steps{whose} (engine {mine}, {threads} threads) [s]"
         )
         blocks = setting.blocks_of(10)
         return compared(work, ours[mine], theirs[best], versioned(best), setting, blocks)

@@ -118,20 +118,21 @@ def train_loop(name: str, cells: int, steps: int, tasks: int) -> None:
     from metabench.engine.optim import make_optimizer
     from metabench.testing.peers.networks import (
         INNER_LR,
+        default_layout,
+        documented,
         made_up_bank,
         meta_batch,
         our_maml,
-        twin,
     )
 
     bank = made_up_bank()
     for _ in range(cells):
-        network = twin(our_maml(bank, 2, INNER_STEPS, "cpu").train())
+        network = documented(our_maml(bank, 2, INNER_STEPS, "cpu").train())
         optimizer = make_optimizer(Recipe(), list(network.parameters()))
         step = PEERS[name](network, INNER_LR, INNER_STEPS, 2)
         feed, _ = meta_batch(bank, tasks, "cpu")
         for number in range(steps):
-            step(feed.batch(number)[1])
+            step(default_layout(feed.batch(number)[1]))
             optimizer.step()
 
 

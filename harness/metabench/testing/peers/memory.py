@@ -18,6 +18,7 @@ import torch
 
 from metabench.api.items import EpisodeBatch, tree_map
 from metabench.engine.modes import EngineName
+from metabench.runner.allocator import keep_freed_memory
 from metabench.testing.peers.fair import in_turns, row_of_pairs
 from metabench.testing.peers.inner_loops import PEERS, Make, MetaStep, present
 from metabench.testing.peers.maml import (
@@ -27,7 +28,14 @@ from metabench.testing.peers.maml import (
     check_gradients,
     our_step,
 )
-from metabench.testing.peers.networks import INNER_LR, made_up_bank, meta_batch, our_maml, twin
+from metabench.testing.peers.networks import (
+    INNER_LR,
+    default_layout,
+    documented,
+    made_up_bank,
+    meta_batch,
+    our_maml,
+)
 from metabench.testing.peers.rows import NotMeasuredError, Row, Setting, versioned
 
 STEPS = 50
@@ -90,8 +98,12 @@ def peak_mib(who: str, steps: int, tasks: int, device: str) -> float:
         algorithm = our_maml(bank, 2, count, device).train()
         if who == "ours":
             return our_step(algorithm, feed, ENGINE)
-        return PEERS[who](twin(algorithm), INNER_LR, count, 2)
+        return PEERS[who](documented(algorithm), INNER_LR, count, 2)
 
+    if who == "ours":
+        keep_freed_memory()  # as a worker does
+    else:
+        batch = default_layout(batch)
     one = batch_of_one(batch)
     prepared(1)(one)
     step = prepared(steps)

@@ -1,4 +1,4 @@
-"""Both sides' networks: ours as a cell builds it, and its twin of plain PyTorch layers."""
+"""Both sides' networks: ours as a cell builds it, and the same as a peer's user writes it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from metabench.api.algorithm import Algorithm
-from metabench.api.backbone import ItemSpec
-from metabench.api.items import EpisodeBatch, tree_map
+from metabench.api.backbone import Backbone, ItemSpec
+from metabench.api.items import EpisodeBatch, PyTree, tree_map
 from metabench.api.recipe import Recipe
 from metabench.engine.build import Blueprint
 from metabench.engine.feed import EpisodeFeed, TrainingData
@@ -74,8 +74,43 @@ def our_maml(bank: ClassBank, order: int, steps: int, device: str) -> GradientAl
     return found
 
 
+def documented(algorithm: GradientAlgorithm) -> nn.Sequential:
+    """The same network as the peers' examples write it, with a copy of our weights.
+
+    Convolution, batch norm without running moments, ReLU and max-pooling as four PyTorch layers,
+    in PyTorch's default memory layout. Its parameters are in our order.
+    """
+    body = documented_body(algorithm.backbone, track=False)
+    return nn.Sequential(*body, copy.deepcopy(algorithm.head)).train()
+
+
+def documented_body(backbone: Backbone, track: bool) -> nn.Sequential:
+    """Conv4 of those layers and a flattening one; `track`: batch norm with running moments."""
+    layers: list[nn.Module] = []
+    for block in copy.deepcopy(backbone.get_submodule("blocks")).children():
+        plain_norms(block, track)
+        for layer in (block.get_submodule("conv"), block.get_submodule("norm")):
+            for parameter in layer.parameters():
+                parameter.data = parameter.detach().contiguous()
+            layers.append(layer)
+        layers += [nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def default_layout(tree: PyTree) -> Any:
+    """The same tensors as a `DataLoader` makes them: contiguous."""
+
+    def contiguous(x: Any) -> Any:
+        # Where there is one channel, `contiguous` would take ours for contiguous already.
+        if not torch.is_tensor(x):
+            return x
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
+
+    return tree_map(contiguous, tree)
+
+
 def twin(algorithm: GradientAlgorithm) -> nn.Sequential:
-    """The same network for a peer: its own copy of backbone and head, of plain PyTorch layers.
+    """Our network for a peer: its own copy of backbone and head, of plain PyTorch layers.
 
     It has all that we do to make the network fast (max-pool before the ReLU, weights channels
     last), so that what is compared is the inner loop alone. Its parameters are in our order. The

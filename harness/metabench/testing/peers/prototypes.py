@@ -34,7 +34,13 @@ from metabench.testing.peers.fair import (
     row_of_pairs,
     seconds_of,
 )
-from metabench.testing.peers.networks import built, made_up_bank, meta_batch, plain_norms
+from metabench.testing.peers.networks import (
+    built,
+    default_layout,
+    documented_body,
+    made_up_bank,
+    meta_batch,
+)
 from metabench.testing.peers.rows import NotMeasuredError, Row, Setting, installed, versioned
 
 PROTOCOL = Protocol(ways=5, shots=5, queries=15, episodes=10_000)
@@ -55,7 +61,7 @@ def from_images(setting: Setting) -> Row:
     store = ItemStore(bank, _item(), device)
     _check_predictions(ours, store)
     model = _peer(ours)
-    images = list(store.gather(np.arange(bank.n_items)).cpu())
+    images = default_layout(store.gather(np.arange(bank.n_items)).cpu())
     episodes = setting.count(EPISODES, QUICK_EPISODES)
     peers = _evaluations(model, _dataset(images, bank), setting, episodes)
     # As easyfsl's documentation has it, images are loaded by workers; here they are in memory.
@@ -106,7 +112,8 @@ def drawing(setting: Setting) -> Row:
     """Drawing 5w1s15q episodes and gathering their images as tensors, images in memory."""
     _check_installed()
     bank = made_up_bank()
-    images = list(ItemStore(bank, _item(), torch.device("cpu")).gather(np.arange(bank.n_items)))
+    store = ItemStore(bank, _item(), torch.device("cpu"))
+    images = default_layout(store.gather(np.arange(bank.n_items)))
     dataset = _dataset(images, bank)
 
     def draw(tasks: int) -> Callable[[], object]:
@@ -170,25 +177,26 @@ def _check_installed() -> None:
 
 
 def _peer(ours: Algorithm | None) -> Any:
-    """Easyfsl's classifier on its own copy of our backbone; on embeddings where there is none."""
+    """Easyfsl's classifier on our backbone's weights; on embeddings where there is none.
+
+    The network is written as in its users' code, see `documented_body`.
+    """
     from easyfsl.methods import PrototypicalNetworks
 
     if ours is None:
         return PrototypicalNetworks(backbone=nn.Identity()).eval()
-    backbone = copy.deepcopy(ours.backbone)
-    plain_norms(backbone, track=True)
-    return PrototypicalNetworks(backbone=backbone).eval()
+    return PrototypicalNetworks(backbone=documented_body(ours.backbone, track=True)).eval()
 
 
-def _dataset(images: Sequence[Tensor], bank: ClassBank) -> Any:
+def _dataset(images: Tensor, bank: ClassBank) -> Any:
     """A `FewShotDataset` whose items are tensors already: nothing is left to do in it."""
     from easyfsl.datasets import FewShotDataset
 
-    labels = _labels(bank)
+    labels, held = _labels(bank), list(images)
 
     class InMemory(FewShotDataset):  # type: ignore[misc]
         def __getitem__(self, item: int) -> tuple[Tensor, int]:
-            return images[item], labels[item]
+            return held[item], labels[item]
 
         def __len__(self) -> int:
             return len(labels)

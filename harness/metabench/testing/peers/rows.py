@@ -21,7 +21,7 @@ class Row:
         peer_name: the library and its version; the fastest of those that can do it.
         ratio: how much better we are: over 1 is for us, whatever the unit.
         ratio_low, ratio_high: its 95% bootstrap interval over blocks.
-        goal: the ratio that was aimed for.
+        goal: the ratio that was aimed for; None: a row that explains another.
         device: on what.
     """
 
@@ -32,7 +32,7 @@ class Row:
     ratio: float
     ratio_low: float
     ratio_high: float
-    goal: float
+    goal: float | None
     device: str
 
 
@@ -90,7 +90,7 @@ class Work:
     """
 
     name: str
-    goal: float
+    goal: float | None
     measure: Measure
     gpu_goal: float | None = None
     on_gpu: bool = False

@@ -1,0 +1,116 @@
+"""How many items and episodes evaluation computes at once: as many as a fixed working set holds.
+
+What one of them takes is found by computing the first ones of a split and adding up the tensors
+that are held at the same time. It depends on shapes and code alone, which are part of a cell's
+identity, as the constants here are (see `numerics`). Free memory is never asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from metabench.engine.modes import current_engine, using_engine
+
+log = logging.getLogger("metabench.evaluate")
+
+WORKING_SET = 2**30
+"""Bytes that evaluation holds at most, weights and the split's own items apart.
+
+Except where one episode alone takes more: it is not taken apart.
+"""
+KEPT = WORKING_SET * 3 // 4
+"""Of these for embeddings, which are kept until the last episode that uses them."""
+
+AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
+"""Bytes of tensors that one call may hold, by device type.
+
+On a CPU this is about speed. glibc hands tensors of tens of megabytes back to the system, which
+has to clear each page again at the next call: conv4-64 embeds 28 x 28 images in 0.17 ms each, 64 at
+a time, and in 0.37 ms 256 at a time (conv4-64 at 84 x 84: 1.6 ms, 8 at a time, and 4 ms at 64). The
+value for CUDA leaves room for the workspaces of kernels in the last quarter; it is unmeasured.
+"""
+MOST_ITEMS = 256
+MOST_EPISODES = 256
+"""Nothing is gained by more at once, and progress is told after each chunk."""
+
+
+def table(device_type: str) -> dict[str, int]:
+    """The constants above that decide sizes on a device, for a cell's identity."""
+    return {
+        "episodes": MOST_EPISODES,
+        "items": MOST_ITEMS,
+        "at_once": AT_ONCE[device_type],
+        "kept": KEPT,
+    }
+
+
+def that_fit(call: Callable[[], object], count: int, device_type: str, most: int) -> int:
+    """How many go into a chunk: a power of two from 1 to `most`.
+
+    Args:
+        call: computes `count` of them, as the chunks will.
+        most: a power of two.
+    """
+    try:
+        # A compiled step can't be looked into; as a loop it holds no less.
+        with using_engine("loop" if current_engine() == "compile" else current_engine()):
+            held = most_held(call)
+    except Exception as error:
+        # What is wrong with the algorithm is told when it is run in earnest.
+        log.debug("one at a time, as what it holds can't be found: %s", error)
+        return 1
+    fit = AT_ONCE[device_type] * count // max(1, held)
+    return 1 << (max(1, min(most, fit)).bit_length() - 1)
+
+
+def most_held(call: Callable[[], object]) -> int:
+    """Bytes of the tensors made by a call that are held at one time, at most."""
+    held = _Held()
+    with held:
+        call()
+    return held.most
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of the tensors made under it, each as long as anything holds it.
+
+    Kernels' own workspaces are not seen.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.most: int = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf)
+        return made
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        name, size = storage._cdata, storage.nbytes()
+        if name in self._known:  # a view, or changed in place
+            return
+        self._known.add(name)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._let_go, name, size)
+
+    def _let_go(self, name: int, size: int) -> None:
+        self._known.discard(name)
+        self.now -= size

@@ -1,0 +1,29 @@
+"""Maps lie channels last in memory, whatever was done to the images before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metabench import ItemSpec
+from metabench.plugins import load_registry
+from metabench_plugins.backbones.images import channels_last
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet12"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_maps_of_flattened_sets_are_channels_last(name: str, channels: int) -> None:
+    kind = load_registry(strict=True).get("backbone", name).load()
+    small = {"conv4": {"width": 4}, "resnet12": {"widths": (4, 4, 4, 4)}}[name]
+    item = ItemSpec("image", (channels, 32, 32))
+    backbone = kind(item, kind.hyperparameters(**small)).to(memory_format=torch.channels_last)
+    sets = torch.rand(2, 3, channels, 32, 32)
+    maps = backbone.forward_map(sets.flatten(0, 1))
+    assert maps.stride(1) == 1
+    assert maps.shape[:2] == (6, 4)
+
+
+def test_the_images_stay_what_they_are() -> None:
+    for channels in (1, 3):
+        images = torch.rand(5, channels, 4, 6)
+        assert torch.equal(channels_last(images), images)
