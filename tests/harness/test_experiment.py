@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import metabench
+from metabench.engine import apart
 from metabench.errors import PluginError, UnknownNameError, UsageError
 from metabench.experiment.prepared import prepare
 
@@ -129,6 +130,28 @@ def test_another_precision_is_another_cell_and_another_row() -> None:
         [],
         [],
     ]
+
+
+def test_threads_share_tasks_and_change_no_digit(monkeypatch) -> None:
+    seen = []
+    usual = apart._pool
+    monkeypatch.setattr(apart, "_pool", lambda threads: seen.append(threads) or usual(threads))
+    asked = {"suite": "smoke", "algorithms": "maml", "settings": SMALL, "seeds": 1}
+    one = metabench.run(**asked, threads=1, out="one").to_frame()
+    assert not seen
+    two = metabench.run(**asked, threads=2, out="two").to_frame()
+    assert set(seen) == {2}
+    assert list(one["key"]) == list(two["key"])
+    assert list(one["score"]) == list(two["score"])
+
+
+def test_cores_are_shared_out_unless_workers_are_counted() -> None:
+    asked = {"algorithms": "maml", "seeds": 1}
+    assert prepare("smoke", jobs=1, **asked).options.threads == 1
+    assert prepare("smoke", jobs=1, threads=3, **asked).options.threads == 3
+    assert prepare("smoke", jobs="auto", **asked).options.threads is None
+    with pytest.raises(UsageError, match="threads = 0 is no number of cores"):
+        prepare("smoke", threads=0, **asked)
 
 
 def test_seeds_of_two_precisions_are_no_row(caplog) -> None:

@@ -81,7 +81,7 @@ def engine_option(function: F) -> F:
     """Add `--engine`: how inner loops are run."""
     return click.option(
         "--engine",
-        metavar="auto|loop|vmap|compile|mixed",
+        metavar="auto|loop|vmap|compile|mixed|graph",
         default="auto",
         show_default=True,
         help="How inner loops are run; a part of what a cell is. auto follows a table by device.",

@@ -42,6 +42,12 @@ _NOT_AGAIN = {"fresh", "failed", "fail_fast", "dry_run"}
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), help="Worker processes. [default: one a free core]"
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Cores of a worker, among which the tasks of a meta-step are shared; changes no digit. "
+    "[default: those that no worker has; 1 with --jobs]",
+)
 @out_option
 @data_option
 @click.option("--failed", is_flag=True, help="Run only the cells that failed before.")

@@ -103,9 +103,9 @@ class BatchFeed:
         classes = self._class_of[items] * views + turns
         return self.store.gather(items, turns), labels(classes, self.store.device)
 
-    def everything(self, with_labels: bool) -> Iterator[ItemBatch]:
-        """The whole split in its stored order, each item once a view, a chunk at a time."""
-        for start in range(0, self.total, ITEMS_A_CHUNK):
-            chosen = np.arange(start, min(start + ITEMS_A_CHUNK, self.total))
+    def everything(self, with_labels: bool, at_once: int = ITEMS_A_CHUNK) -> Iterator[ItemBatch]:
+        """The whole split in its stored order, each item once a view, `at_once` items at a time."""
+        for start in range(0, self.total, at_once):
+            chosen = np.arange(start, min(start + at_once, self.total))
             data, classes = self._gathered(chosen)
             yield ItemBatch(data, classes if with_labels else None)

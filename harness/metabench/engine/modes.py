@@ -5,6 +5,7 @@
 - `compile`: as `loop`, one inner step and its gradient compiled; seconds to compile, once a shape.
 - `mixed`: as `loop`, the second-order outer gradient by forward-over-reverse products back through
   the stored trajectory: its memory does not hold the graphs of the inner steps.
+- `graph`: as `vmap`, each meta-step launched as one CUDA graph where it can be; CUDA only.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple, get_args
 
-from metabench.errors import unknown_name
+from metabench.errors import UsageError, unknown_name
 
-EngineName = Literal["loop", "vmap", "compile", "mixed"]
+EngineName = Literal["loop", "vmap", "compile", "mixed", "graph"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 AUTO: dict[str, dict[int, EngineName]] = {
@@ -29,21 +30,29 @@ The row of `cuda` is a guess from the number of kernels launched: it was never m
 """
 
 _current: ContextVar[EngineName] = ContextVar("engine", default="loop")
+_capturing: ContextVar[bool] = ContextVar("capturing", default=False)
 
 
 def current_engine() -> EngineName:
-    """The engine in which the inner loop is run now."""
+    """The engine in which the inner loop is run now; that of `graph` is `vmap`."""
     return _current.get()
+
+
+def capturing() -> bool:
+    """Whether meta-steps are to be captured as CUDA graphs."""
+    return _capturing.get()
 
 
 @contextmanager
 def using_engine(name: EngineName) -> Iterator[None]:
     """Run inner loops with this engine for the duration."""
-    before = _current.set(name)
+    before = _current.set("vmap" if name == "graph" else name)
+    asked = _capturing.set(name == "graph")
     try:
         yield
     finally:
         _current.reset(before)
+        _capturing.reset(asked)
 
 
 def resolve_engine(name: str, device_type: str, order: int) -> EngineName:
@@ -51,7 +60,13 @@ def resolve_engine(name: str, device_type: str, order: int) -> EngineName:
 
     Raises:
         UnknownNameError: there is none of that name.
+        UsageError: the device hasn't got it.
     """
+    if name == "graph" and device_type != "cuda":
+        raise UsageError(
+            f"engine graph is CUDA's own, and this would run on {device_type}",
+            "use --device cuda, or another engine",
+        )
     if name == "auto":
         return AUTO[device_type][order]
     for known in ENGINES:
@@ -80,4 +95,7 @@ def engines_of(algorithm: type, name: str, device_type: str) -> Engines:
     order = getattr(algorithm, "order", None)
     if order is None:
         order, name = 1, "loop" if name == "auto" else name
-    return Engines(resolve_engine(name, device_type, order), resolve_engine(name, device_type, 1))
+    train = resolve_engine(name, device_type, order)
+    # Only meta-steps are captured.
+    test = "vmap" if train == "graph" else resolve_engine(name, device_type, 1)
+    return Engines(train, test)

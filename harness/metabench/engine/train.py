@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,9 +13,10 @@ from metabench.api.context import Context, EpisodeRandom
 from metabench.api.items import tree_map
 from metabench.api.phases import Batches, Collect, Episodic, Fit, Phase
 from metabench.api.recipe import Recipe
+from metabench.engine.chunks import that_fit
 from metabench.engine.descent import Checkpoints, Descent, Row, Saved, TrainingResult, under
 from metabench.engine.feed import BatchFeed, EpisodeFeed, TrainingData
-from metabench.engine.numerics import seed_all
+from metabench.engine.numerics import ITEMS_A_CHUNK, seed_all
 from metabench.engine.progress import Monitor, Progress, silent
 from metabench.errors import PluginError
 
@@ -88,7 +90,7 @@ def train(
                 descent.run(resumed)
         elif isinstance(phase, Fit):
             algorithm.eval()  # what is fitted stands on features as they are at test
-            fit(phase, data, seed)
+            fit(algorithm, phase, data, seed)
         else:
             algorithm.eval()
             collect(phase, data, seed, result, monitor)
@@ -196,13 +198,17 @@ def train_shared(descent: Descent, shared: SharedPhases, resumed: Saved | None) 
     phase.module.load_state_dict(tensors)
 
 
-def fit(phase: Fit, data: TrainingData, seed: int) -> None:
-    """Hand the whole training split to the phase's function."""
-    seed_all("step", seed, phase.name, 0)
+def fit(algorithm: Algorithm, phase: Fit, data: TrainingData, seed: int) -> None:
+    """Hand the whole training split to the phase's function, as much at once as is embedded."""
     feed = BatchFeed(data, Recipe(), seed, phase.name)
     rng = EpisodeRandom(feed.key, [0], data.store.device)
     with torch.no_grad():
-        phase.fn(feed.everything(phase.labels), Context("train", rng, phase=phase.name))
+        few = min(2, data.store.bank.n_items)
+        items = data.store.gather(np.arange(few))
+        device_type = data.store.device.type
+        size = that_fit(lambda: algorithm.backbone(items), few, device_type, ITEMS_A_CHUNK)
+        seed_all("step", seed, phase.name, 0)
+        phase.fn(feed.everything(phase.labels, size), Context("train", rng, phase=phase.name))
 
 
 def collect(

@@ -30,9 +30,11 @@ def run(*args: Any, **asked: Any) -> Experiment:
         seeds: how many training seeds, from 0, or which; None: the suite's.
         settings: changes such as `maml.inner_lr=0.1`, as `--set` takes them.
         device: auto, cpu, cuda or cuda:N.
-        engine: how inner loops are run: auto, loop, vmap, compile or mixed.
+        engine: how inner loops are run: auto, loop, vmap, compile, mixed or graph (CUDA only).
         precision: in which networks are computed: float32, tf32 (CUDA only) or bf16.
         jobs: worker processes, or "auto"; None: everything in this process.
+        threads: cores of a worker, among which the tasks of a meta-step are shared; None: what
+            the workers leave. It changes no digit.
         out: the result folder; None: METABENCH_OUT, else ./metabench-results.
         data_dir: the data folder; None: METABENCH_DATA, else one in the user's cache folder.
         timeout: seconds that a cell may take; needs `jobs`.

@@ -106,6 +106,7 @@ def prepare(
     engine: str = "auto",
     precision: str = "float32",
     jobs: int | Literal["auto"] | None = None,
+    threads: int | None = None,
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
     timeout: float | None = None,
@@ -124,7 +125,8 @@ def prepare(
         raise UsageError("failed and fresh exclude each other", "fresh forgets what failed")
     if timeout is not None and jobs is None:
         raise UsageError("a timeout needs workers", "say how many: jobs=1")
-    _check_jobs(jobs)
+    _check_count("jobs", jobs)
+    _check_count("threads", threads)
     _check_timeout(timeout)
     results = result_folder(out)
     wanted = [algorithms] if isinstance(algorithms, str | type) else list(algorithms or [])
@@ -161,6 +163,8 @@ def prepare(
         strict_plugins=strict_plugins,
         engine=engine,
         precision=resolve_precision(precision, place.type),
+        # Who says how many workers leaves the other cores to somebody else.
+        threads=1 if threads is None and type(jobs) is int else threads,
         classes=classes,
     )
     return Prepared(opened, str(suite), known, cells, options, watch)
@@ -189,13 +193,18 @@ def _is_whole(value: object) -> TypeGuard[SupportsInt]:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _check_jobs(jobs: object) -> None:
-    if jobs is None or jobs == "auto" or (type(jobs) is int and jobs >= 1):
+_COUNTED = {
+    "jobs": ("workers", 'a whole number from 1, "auto", or None for none beside this process'),
+    "threads": ("cores", "a whole number from 1, or None for the cores that are left"),
+}
+
+
+def _check_count(name: str, count: object) -> None:
+    automatic = count is None or (name == "jobs" and count == "auto")
+    if automatic or (type(count) is int and count >= 1):
         return
-    raise UsageError(
-        f"jobs = {jobs!r} is no number of workers",
-        'a whole number from 1, "auto", or None for none beside this process',
-    )
+    things, hint = _COUNTED[name]
+    raise UsageError(f"{name} = {count!r} is no number of {things}", hint)
 
 
 def _check_timeout(timeout: object) -> None:

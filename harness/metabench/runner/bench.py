@@ -49,6 +49,7 @@ class Workbench:
         device: what everything runs on.
         engine: how inner loops are run, or `auto`.
         precision: in which networks are computed.
+        threads: cores among which the tasks of a meta-step are shared; changes no digit.
         unread: stands for plugin code without a source; another in every run, the same in the
             workers of one.
     """
@@ -59,6 +60,7 @@ class Workbench:
     unread: str = field(default_factory=fresh_code)
     engine: str = "auto"
     precision: Precision = "float32"
+    threads: int = 1
     _datasets: dict[str, Dataset] = field(default_factory=dict)
     _banks: dict[tuple[str, str, int | None], Mapping[str, ClassBank]] = field(default_factory=dict)
     _code: dict[tuple[type, ...], str] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from metabench.clock.measure import IN_RUN, TimingPlan, measure
+from metabench.engine.apart import sharing_tasks
 from metabench.engine.numerics import set_up_process
 from metabench.engine.progress import Monitor, Progress
 from metabench.errors import MetabenchError, NotANumberError, PluginError, StoreError
@@ -131,10 +132,11 @@ def _run(
         with _logged_to(log_file, warnings, capture):
             log.info("%s %s", job.kind, job.cell.id)
             try:
-                if job.kind == "phase":
-                    run.run_shared_phase(partial, log_file)
-                else:
-                    record = run.run(partial, log_file)
+                with sharing_tasks(bench.threads):
+                    if job.kind == "phase":
+                        run.run_shared_phase(partial, log_file)
+                    else:
+                        record = run.run(partial, log_file)
             except (Exception, SystemExit):
                 log.info("%s", traceback.format_exc())
                 raise

@@ -17,7 +17,7 @@ from metabench.engine.progress import Progress
 from metabench.registry import Registry
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
-from metabench.runner.environment import run_info, this_machine
+from metabench.runner.environment import run_info, this_machine, usable_cores
 from metabench.runner.executors import Executor, InProcess, Workers
 from metabench.runner.jobs import Job, JobResult
 from metabench.runner.matrix import build_matrix
@@ -91,6 +91,7 @@ class RunOptions:
         strict_plugins: a plugin that does not load is fatal in workers too.
         engine: how inner loops are run, or `auto`.
         precision: in which networks are computed.
+        threads: cores of a worker, among which tasks are shared; None: what the workers leave.
         classes: algorithms of the registry that no plugin registers, for workers to import.
     """
 
@@ -105,6 +106,7 @@ class RunOptions:
     strict_plugins: bool = False
     engine: str = "auto"
     precision: Precision = "float32"
+    threads: int | None = None
     classes: tuple[type, ...] = ()
 
 
@@ -180,6 +182,7 @@ def bench_of(registry: Registry, options: RunOptions) -> Workbench:
         options.device,
         engine=options.engine,
         precision=options.precision,
+        threads=options.threads or usable_cores(),
     )
 
 
@@ -346,6 +349,7 @@ class LazyExecutor:
             options.strict_plugins,
             options.engine,
             options.precision,
+            options.threads or max(1, usable_cores() // self.slots),
         )
         return Workers(self.slots, place, self._watch.progress, timeout=options.timeout)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metabench.errors import MetabenchError, UsageError
+from metabench.runner.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from metabench.engine.precision import Precision
@@ -44,7 +45,7 @@ class Place:
         unread: see `Workbench`.
         classes: algorithms beside those of plugins, as (module, qualified name).
         strict_plugins: a plugin that does not load is fatal.
-        engine, precision: see `Workbench`.
+        engine, precision, threads: see `Workbench`.
     """
 
     results: Path
@@ -55,6 +56,7 @@ class Place:
     strict_plugins: bool = False
     engine: str = "auto"
     precision: Precision = "float32"
+    threads: int = 1
 
 
 def initialise(parent: int) -> None:
@@ -68,6 +70,7 @@ def initialise(parent: int) -> None:
     # Before PyTorch is loaded: it sets its own threads, its libraries read these.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    keep_freed_memory()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
@@ -126,7 +129,13 @@ def _bench_of(place: Place) -> tuple[Workbench, Store]:
     registry = registry.with_classes([_imported(*names) for names in place.classes])
     device = torch.device(place.device)
     bench = Workbench(
-        registry, place.data_folder, device, place.unread, place.engine, place.precision
+        registry,
+        place.data_folder,
+        device,
+        place.unread,
+        place.engine,
+        place.precision,
+        place.threads,
     )
     return bench, Store(place.results)
 

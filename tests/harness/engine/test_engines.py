@@ -12,9 +12,16 @@ from torch.func import functional_call
 
 from metabench.engine.inner import Tensors, unroll
 from metabench.engine.lift import over_tasks
-from metabench.engine.modes import ENGINES, current_engine, resolve_engine, using_engine
+from metabench.engine.modes import (
+    ENGINES,
+    capturing,
+    current_engine,
+    engines_of,
+    resolve_engine,
+    using_engine,
+)
 from metabench.engine.norm import convert
-from metabench.errors import UnknownNameError
+from metabench.errors import UnknownNameError, UsageError
 
 TASKS, SHOTS, QUERIES, WAYS = 3, 4, 6, 3
 
@@ -166,6 +173,9 @@ def test_an_engine_is_chosen_for_a_while() -> None:
         with using_engine("vmap"):
             assert current_engine() == "vmap"
         assert current_engine() == "mixed"
+        with using_engine("graph"):
+            assert (current_engine(), capturing()) == ("vmap", True)
+        assert not capturing()
     assert current_engine() == "loop"
 
 
@@ -173,5 +183,17 @@ def test_the_engine_of_a_name() -> None:
     assert resolve_engine("auto", "cpu", 2) in ENGINES
     assert resolve_engine("mixed", "cuda", 2) == "mixed"
     assert resolve_engine("mixed", "cuda", 1) == "loop"
+    assert resolve_engine("graph", "cuda", 2) == "graph"
+    with pytest.raises(UsageError, match="graph is CUDA's own"):
+        resolve_engine("graph", "cpu", 2)
     with pytest.raises(UnknownNameError, match="mixd"):
         resolve_engine("mixd", "cpu", 2)
+
+
+def test_only_meta_steps_are_captured() -> None:
+    assert engines_of(MAML, "graph", "cuda") == ("graph", "vmap")
+    assert engines_of(MAML, "auto", "cpu") == ("loop", "loop")
+
+
+class MAML:
+    order = 2
