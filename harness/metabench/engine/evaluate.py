@@ -145,13 +145,13 @@ class _Embedded:
         episodes, items = self._codes.shape
         one = embedded_split(self.algorithm, self.store, self._codes[0, :1])
         most = KEPT // max(1, one.nbytes)
-        if min(self._codes.size, len(np.unique(self._codes))) <= most:
+        if len(_distinct(self._codes)[0]) <= most:
             return [(0, episodes)]
         return _chunks(episodes, max(1, most // items))
 
     def prepare(self, start: int, stop: int) -> None:
         self._embedded = torch.empty(0)  # let the last ones go before there are others
-        codes, where = np.unique(self._codes[start:stop], return_inverse=True)
+        codes, where = _distinct(self._codes[start:stop])
         self._embedded = embedded_split(self.algorithm, self.store, codes)
         self._place = labels(where.reshape(stop - start, -1), self.store.device)
         self._first = start
@@ -161,6 +161,17 @@ class _Embedded:
         targets = Targets(labels(self.drawn.support_labels[start:stop], self.store.device))
         support = Support(Items(self._embedded[rows[:, : self._split]]), targets, self.ways)
         return support, Items(self._embedded[rows[:, self._split :]])
+
+
+def _distinct(codes: Ids) -> tuple[Ids, Ids]:
+    """The distinct codes in ascending order, and for each code its place among them.
+
+    By a mark for each possible code: a bank has few against the items of its episodes, which
+    `np.unique` would sort.
+    """
+    seen = np.zeros(int(codes.max()) + 1, dtype=bool)
+    seen[codes] = True
+    return np.flatnonzero(seen), (np.cumsum(seen) - 1)[codes]
 
 
 def embedded_split(algorithm: EmbeddingAlgorithm, store: ItemStore, codes: Ids) -> Tensor:

@@ -16,7 +16,7 @@ from metabench.api.context import Context
 from metabench.api.items import EpisodeBatch, Items, PyTree, Support
 from metabench.api.recipe import Hyperparameters
 from metabench.engine.apart import step_by_task
-from metabench.engine.inner import Order, Tensors, sgd, unroll
+from metabench.engine.inner import Order, Tensors, linear_in_gradient, sgd, unroll
 from metabench.engine.lift import over_tasks
 from metabench.engine.modes import current_engine
 from metabench.engine.norm import Mode, norm_mode
@@ -98,6 +98,7 @@ class GradientAlgorithm(Algorithm):
         """The inner optimiser's state before the first step. Default: none."""
         return ()
 
+    @linear_in_gradient
     def inner_update(
         self, params: Tensors, grads: Tensors, opt_state: Any, t: int
     ) -> tuple[Tensors, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ Loss = Callable[[Tensors, Tensors, Any, int], tuple[Tensor, Tensors]]
 """`loss(params, buffers, batch, t)` -> (scalar, buffers after the call) at inner step t."""
 Update = Callable[[Tensors, Tensors, Any, int], tuple[Tensors, Any]]
 """`update(params, grads, opt_state, t)` -> (params, opt_state), over the adapted parameters."""
+U = TypeVar("U", bound=Callable[..., Any])
 Order = Literal[1, 2]
 Objective = Callable[[Tensors, Tensors, int], tuple[Tensor, Tensors]]
 
@@ -140,4 +141,13 @@ def sgd(lr: float) -> Update:
     def update(params: Tensors, grads: Tensors, opt_state: Any, t: int) -> tuple[Tensors, Any]:
         return {name: value - lr * grads[name] for name, value in params.items()}, opt_state
 
+    return linear_in_gradient(update)
+
+
+def linear_in_gradient(update: U) -> U:
+    """Mark an update whose derivatives hang on no value of the gradient: plain descent.
+
+    The engine `mixed` then keeps half as much of a trajectory.
+    """
+    update.linear_in_gradient = True  # type: ignore[attr-defined]
     return update

@@ -74,6 +74,7 @@ class _Unrolled(torch.autograd.Function):
     def forward(ctx: Any, loop: Loop, shape: Any, shapes: list[Any], *inputs: Tensor) -> Any:
         state, (constant, batch) = restore(shape, [x.detach() for x in inputs])
         trajectory = []
+        linear = getattr(loop.update, "linear_in_gradient", False)
         for t in range(loop.steps):
             adapted, buffers, opt_state = state
 
@@ -82,7 +83,8 @@ class _Unrolled(torch.autograd.Function):
 
             point = {name: value.detach() for name, value in adapted.items()}
             grads, after = loop.gradient(objective, point, buffers, t)
-            trajectory.append([state, grads])
+            # An update that says so is given zeros instead on the way back.
+            trajectory.append([state, None if linear else grads])
             moved, opt_state = loop.update(adapted, grads, opt_state, t)
             state = [{name: moved[name] for name in adapted}, after, opt_state]
         outputs, shape_of_result = flatten(state, floating=True)
@@ -107,6 +109,8 @@ class _Unrolled(torch.autograd.Function):
         totals: Cotangents = [None] * (len(inputs) - states)
         for t in reversed(range(ctx.loop.steps)):
             state, grads = trajectory[t]
+            if grads is None:
+                grads = {name: torch.zeros_like(value) for name, value in state[0].items()}
             step = _Step(ctx.loop, t, state, grads, outside, wanted)
             carried, more = step.back(carried)
             for i, value in zip(wanted, more, strict=True):

@@ -78,26 +78,24 @@ def test_cost_is_linear_in_the_size_of_an_episode(sparse: Path) -> None:
 
 
 RESIDENT = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import torch
 from metabench.engine.gather import ItemStore, training_batch
 from metabench.episodes.protocol import EpisodeShape
 from metabench.episodes.source import EpisodeSource
 from metabench.testing.benchmarks.subjects import TIERED_IMAGE, mapped_bank
+from metabench.testing.resident import peak_bytes
 
 torch.set_num_threads(1)
 bank = mapped_bank(Path(sys.argv[1]))
 source = EpisodeSource(bank, EpisodeShape(ways=5, shots=1, queries=15), b"0123456789abcdef")
 store = ItemStore(bank, TIERED_IMAGE, torch.device("cpu"))
-unit = 1 if sys.platform == "darwin" else 1024
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 training_batch(source.draw([0]), store, 5)
-before, read = peak(), 0
+before = peak_bytes()
 for number in range(int(sys.argv[2])):
     training_batch(source.draw([number]), store, 5)
-print(json.dumps({"before": before, "after": peak()}))
+print(json.dumps({"before": before, "after": peak_bytes()}))
 """
 
 

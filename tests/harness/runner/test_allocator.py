@@ -20,7 +20,8 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def step():
-    held = [torch.full((2_000_000,), 1.0) for _ in range(12)]  # 96 MB in pieces of 8
+    # 40 MB each: glibc maps whatever is over 32 MB by itself, and unmaps it when it's freed.
+    held = [torch.full((10_000_000,), 1.0) for _ in range(3)]
     return sum(float(x[0]) for x in held)
 
 for _ in range(3):
@@ -42,5 +43,5 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator only")
 def test_freed_memory_is_used_again() -> None:
     given_back, kept = faults("as it is"), faults("keep")
-    # 96 MB are 23,000 pages; glibc gives most of them back in each of the five steps.
-    assert kept < 2_000 < given_back
+    # 120 MB are 29,000 pages, in each of the five steps.
+    assert kept < 2_000 < 100_000 < given_back

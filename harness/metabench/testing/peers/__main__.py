@@ -13,6 +13,7 @@ import torch
 from metabench.data.folder import data_folder
 from metabench.engine.modes import ENGINES
 from metabench.rendering import to_table
+from metabench.runner.allocator import keep_freed_memory
 from metabench.runner.environment import usable_cores
 from metabench.testing.peers import matrix, memory, prototypes, start
 from metabench.testing.peers.fair import DifferentResultsError
@@ -54,6 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
     engines = asked.engine or (ENGINES_TRIED if device == "cpu" else ("vmap", "compile"))
     threads = usable_cores()
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as a worker does; both sides have it, as they share the process
     folder = data_folder(asked.data_dir)
     setting = Setting(device, threads, asked.quick, asked.blocks, tuple(engines), folder)
     for missing in sorted(set(PEERS) - set(installed(*PEERS))):

@@ -14,7 +14,6 @@ from metabench.engine.apart import sharing_tasks
 from metabench.engine.feed import EpisodeFeed
 from metabench.engine.gradient import GradientAlgorithm
 from metabench.engine.modes import EngineName, resolve_engine, using_engine
-from metabench.runner.allocator import keep_freed_memory
 from metabench.testing.peers.fair import check_close, compared, fastest
 from metabench.testing.peers.inner_loops import Make, MetaStep, present
 from metabench.testing.peers.networks import (
@@ -95,7 +94,6 @@ def meta_step(order: int, peers_network: PeersNetwork = documented) -> Callable[
         peers = present()
         if not peers:
             raise NotMeasuredError(NO_PEER)
-        keep_freed_memory()  # for both sides: it is the process's
         tasks = setting.count(TASKS, QUICK_TASKS)
         bank = made_up_bank()
         feed, batch = meta_batch(bank, tasks, setting.device)

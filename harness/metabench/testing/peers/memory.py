@@ -8,7 +8,6 @@ prints what one meta-step adds to the process, in MiB.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from metabench.testing.peers.networks import (
     our_maml,
 )
 from metabench.testing.peers.rows import NotMeasuredError, Row, Setting, versioned
+from metabench.testing.resident import peak_bytes
 
 STEPS = 50
 ENGINE: EngineName = "mixed"
@@ -114,8 +114,7 @@ def peak_mib(who: str, steps: int, tasks: int, device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     before = psutil.Process().memory_info().rss
     step(batch)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before) / 2**20
+    return (peak_bytes() - before) / 2**20
 
 
 def batch_of_one(batch: EpisodeBatch) -> EpisodeBatch:

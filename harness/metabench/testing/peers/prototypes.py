@@ -183,7 +183,7 @@ def _peer(ours: Algorithm | None) -> Any:
     """
     from easyfsl.methods import PrototypicalNetworks
 
-    if ours is None:
+    if ours is None or ours.backbone.name == "identity":
         return PrototypicalNetworks(backbone=nn.Identity()).eval()
     return PrototypicalNetworks(backbone=documented_body(ours.backbone, track=True)).eval()
 
