@@ -142,7 +142,9 @@ def test_a_peer_is_given_what_its_examples_give_it() -> None:
     images = default_layout(batch).queries.data
     assert images.stride() == (75 * 784, 784, 784, 28, 1)
     assert torch.equal(images, batch.queries.data)
-    kinds = [type(layer).__name__ for layer in documented(our_maml(bank, 2, 1, "cpu"))]
+    network = documented(our_maml(bank, 2, 1, "cpu"))
+    assert network[0](images[0]).is_contiguous()
+    kinds = [type(layer).__name__ for layer in network]
     assert kinds[:4] == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
 
 

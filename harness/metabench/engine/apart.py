@@ -1,4 +1,4 @@
-"""A meta-step task by task: one task's graph in memory, and tasks shared among threads.
+"""A meta-step task by task: one task's graph in memory a thread, tasks shared among threads.
 
 The outer gradient is a mean over tasks, so each task's part of it can be taken as soon as the task
 is adapted, which frees its graph; and as no task needs another, several threads can take one each.
@@ -7,29 +7,35 @@ are.
 
 PyTorch's modules are not safe between threads (`functional_call` puts other tensors in a module's
 places for the time of a call), so each thread has a replica of the algorithm: the same parameters,
-but buffers and modes of its own.
+but buffers, modes and attributes of its own. What a training loss writes anywhere but into buffers
+is lost with it.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import logging
+import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context
 from metabench.api.items import EpisodeBatch, Targets, tree_map
-from metabench.errors import PluginError
+from metabench.engine.modes import current_engine
+
+log = logging.getLogger("metabench.train")
 
 Buffers = dict[str, Tensor]
 
@@ -53,7 +59,7 @@ class Part(NamedTuple):
         loss: its share of the loss.
         grads: of the loss, by the trainable parameters in their order; None: not used.
         buffers: those that it changed, as it left them.
-        drew: whether PyTorch's global generator was drawn from.
+        drew: whether a global generator was drawn from.
     """
 
     loss: Tensor
@@ -62,11 +68,23 @@ class Part(NamedTuple):
     drew: bool
 
 
+class Whole(NamedTuple):
+    """The parts of all tasks: losses, summed gradients, and buffers task by task."""
+
+    losses: list[Tensor]
+    grads: list[Tensor | None]
+    buffers: list[Buffers]
+
+
+class _DrewError(Exception):
+    """Tasks draw from a global generator, so they must go in order."""
+
+
 def step_by_task(algorithm: Algorithm, batch: EpisodeBatch, ctx: Context) -> Tensor:
     """Leave in `.grad` the gradient of the mean of the tasks' training losses; return that mean.
 
-    A task counts by its queries. Buffers that the loss changes in place (running averages) begin
-    with the same values for each task, and end as the mean over the tasks.
+    A task counts by its queries. Buffers that the loss changes begin with the same values for each
+    task, and end as the mean over the tasks (counts: as the last task leaves them).
     """
     weights = query_shares(batch.query_targets)
     trainable = [p for p in algorithm.parameters() if p.requires_grad]
@@ -74,21 +92,20 @@ def step_by_task(algorithm: Algorithm, batch: EpisodeBatch, ctx: Context) -> Ten
     def one(module: Algorithm, b: int) -> Part:
         return _part(module, trainable, _task(batch, b), _alone(ctx, b), weights[b])
 
-    tasks = len(weights)
-    totals: list[Tensor | None] = [None] * len(trainable)
-    losses, buffers = [], []
-    for part in _parts(algorithm, one, tasks):
-        losses.append(part.loss)
-        buffers.append(part.buffers)
-        totals = [_sum(total, grad) for total, grad in zip(totals, part.grads, strict=True)]
-    for parameter, total in zip(trainable, totals, strict=True):
+    threads = _threads_for(algorithm, len(weights))
+    generators = _generators()
+    try:
+        whole = _added(_parts(algorithm, one, len(weights), threads), len(trainable))
+    except _DrewError:
+        # Which thread drew first was chance. Nothing is changed yet, so from the start.
+        _in_order[algorithm] = True
+        _set_generators(generators)
+        whole = _added(_parts(algorithm, one, len(weights), 1), len(trainable))
+    for parameter, total in zip(trainable, whole.grads, strict=True):
         if total is not None:
             parameter.grad = _sum(parameter.grad, total)
-    with torch.no_grad():
-        own = dict(algorithm.named_buffers())
-        for name in buffers[0]:
-            own[name].copy_(torch.stack([after[name] for after in buffers]).mean(0))
-    return torch.stack(losses).sum()
+    _keep(algorithm, whole.buffers)
+    return torch.stack(whole.losses).sum()
 
 
 def query_shares(targets: Targets) -> Tensor:
@@ -107,58 +124,124 @@ def _part(
     ctx: Context,
     weight: Tensor,
 ) -> Part:
-    before = {name: (value, value._version) for name, value in module.named_buffers()}
-    kept = {name: value.clone() for name, (value, _) in before.items() if value.is_floating_point()}
-    generator = torch.get_rng_state()
+    before = [
+        (name, owner, key, value, value._version, value.clone())
+        for name, owner, key, value in _buffers_of(module)
+    ]
+    generators = _generators()
     with torch.enable_grad():
         loss = module.training_loss(batch, ctx) * weight
         grads = torch.autograd.grad(loss, trainable, allow_unused=True)
-    after = {}
+    changed = {}
     with torch.no_grad():
-        for name, (value, version) in before.items():
-            if value._version != version and name in kept:
-                after[name] = value.clone()
-                value.copy_(kept[name])
-    drew = not torch.equal(generator, torch.get_rng_state())
-    return Part(loss.detach(), grads, after, drew)
+        for name, owner, key, value, version, kept in before:
+            now = owner._buffers[key]
+            if now is value and value._version == version:
+                continue
+            assert now is not None
+            changed[name] = now.clone()
+            owner._buffers[key] = value.copy_(kept)
+    return Part(loss.detach(), grads, changed, not _same(generators, _generators()))
 
 
 def _parts(
-    algorithm: Algorithm, one: Callable[[Algorithm, int], Part], tasks: int
+    algorithm: Algorithm, one: Callable[[Algorithm, int], Part], tasks: int, threads: int
 ) -> Iterator[Part]:
-    """The tasks' parts in their order, by as many threads as were asked for."""
-    crew = _crew_of(algorithm)
-    device = next(algorithm.parameters()).device
-    threads = min(_threads.get(), tasks)
-    # What is switched on for this thread only (autocast) would be off in the others.
-    alone = threads == 1 or device.type != "cpu" or torch.is_autocast_enabled("cpu")
-    if alone or crew.draws is not False:
+    """The tasks' parts in their order, by so many threads."""
+    replicas = _replicas(algorithm, threads) if threads > 1 else []
+    if not replicas:
         for b in range(tasks):
             part = one(algorithm, b)
-            crew.draws = crew.draws or part.drew
+            _in_order[algorithm] = _in_order.get(algorithm, False) or part.drew
             yield part
         return
-    replicas: SimpleQueue[Algorithm] = SimpleQueue()
-    for replica in crew.replicas(algorithm, threads):
-        replicas.put(replica)
+    free: SimpleQueue[Algorithm] = SimpleQueue()
+    for replica in replicas:
+        free.put(replica)
 
     def work(b: int) -> Part:
-        replica = replicas.get()
+        replica = free.get()
         try:
             return one(replica, b)
         finally:
-            replicas.put(replica)
+            free.put(replica)
 
-    contexts = [copy_context() for _ in range(tasks)]
-    with _one_core():
-        for part in _pool(threads).map(lambda b: contexts[b].run(work, b), range(tasks)):
-            if part.drew:
-                # Which thread drew first is chance, and the same run would give other digits.
-                raise PluginError(
-                    f"{algorithm.name} draws from PyTorch's global generator in some steps only",
-                    "draw from ctx.rng, or run with --threads 1",
-                )
-            yield part
+    futures: list[Future[Part]] = []
+    try:
+        with _one_core():
+            pool = _pool(threads)
+            futures += [pool.submit(copy_context().run, work, b) for b in range(tasks)]
+            for b in range(tasks):
+                part, futures[b] = futures[b].result(), Future()  # which lets the part go
+                if part.drew:
+                    raise _DrewError
+                yield part
+    finally:
+        # Where one failed the others must not go on into whatever comes next.
+        wait([future for future in futures if future.running() or not future.cancel()])
+
+
+def _threads_for(algorithm: Algorithm, tasks: int) -> int:
+    threads = min(_threads.get(), tasks)
+    # In the first step it is seen whether a task draws from a global generator. What is switched
+    # on for this thread only (autocast) would be off in others, and the compiler isn't for several.
+    shared = (
+        next(algorithm.parameters()).device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and current_engine() != "compile"
+        and _in_order.get(algorithm) is False
+    )
+    return threads if shared else 1
+
+
+_in_order: WeakKeyDictionary[Algorithm, bool] = WeakKeyDictionary()
+"""Whether an algorithm's tasks have to go in order: they draw from a global generator (dropout)."""
+
+
+def _replicas(algorithm: Algorithm, count: int) -> list[Algorithm]:
+    """Copies of the algorithm as it is now with the very same parameters; none if it has no copy.
+
+    A replica that is asked for its gradient must have the same parameters, not equal ones.
+    """
+    shared = {id(parameter): parameter for parameter in algorithm.parameters()}
+    try:
+        return [copy.deepcopy(algorithm, dict[int, Any](shared)) for _ in range(count)]
+    except Exception as error:
+        log.warning("%s: no threads, as it cannot be copied: %s", algorithm.name, error)
+        _in_order[algorithm] = True
+        return []
+
+
+def _added(parts: Iterator[Part], trainable: int) -> Whole:
+    whole = Whole([], [None] * trainable, [])
+    for part in parts:
+        whole.losses.append(part.loss)
+        whole.buffers.append(part.buffers)
+        for i, grad in enumerate(part.grads):
+            whole.grads[i] = _sum(whole.grads[i], grad)
+    return whole
+
+
+@torch.no_grad()
+def _keep(algorithm: Algorithm, changes: list[Buffers]) -> None:
+    """Put what the tasks made of the buffers in their places."""
+    for name, _, _, value in _buffers_of(algorithm):
+        found = [changed[name] for changed in changes if name in changed]
+        if not found:
+            continue
+        if value.is_floating_point():
+            left = [changed.get(name, value) for changed in changes]
+            value.copy_(torch.stack(left).mean(0))
+        else:
+            value.copy_(found[-1])
+
+
+def _buffers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """Each buffer: its whole name, the module that has it, its name there, the tensor."""
+    for prefix, owner in module.named_modules():
+        for key, value in owner._buffers.items():
+            if value is not None:
+                yield f"{prefix}.{key}", owner, key, value
 
 
 @contextmanager
@@ -172,47 +255,32 @@ def _one_core() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Crew:
-    """What is known of an algorithm's tasks, and its replicas.
-
-    Attributes:
-        draws: whether a task draws from the global generator (dropout does), so that tasks have to
-            go in order; None: no task was seen yet.
-    """
-
-    def __init__(self) -> None:
-        self.draws: bool | None = None
-        self._replicas: list[Algorithm] = []
-        self._parameters: list[int] = []
-
-    def replicas(self, algorithm: Algorithm, count: int) -> list[Algorithm]:
-        """Modules with the algorithm's parameters, in its mode, with its buffers' values."""
-        shared = {id(parameter): parameter for parameter in algorithm.parameters()}
-        if self._parameters != list(shared):  # somebody put other parameters in their places
-            self._replicas, self._parameters = [], list(shared)
-        while len(self._replicas) < count:
-            # A replica that is asked for its gradient must have the very same parameters.
-            self._replicas.append(copy.deepcopy(algorithm, cast("dict[int, object]", dict(shared))))
-        chosen = self._replicas[:count]
-        for replica in chosen:
-            replica.train(algorithm.training)
-            with torch.no_grad():
-                for mine, theirs in zip(replica.buffers(), algorithm.buffers(), strict=True):
-                    mine.copy_(theirs)
-        return chosen
-
-
-_crews: WeakKeyDictionary[Algorithm, _Crew] = WeakKeyDictionary()
-
-
-def _crew_of(algorithm: Algorithm) -> _Crew:
-    return _crews.setdefault(algorithm, _Crew())
-
-
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     # Each on one core: what a thread computes is what the only thread of a worker computes.
     return ThreadPoolExecutor(threads, "task", initializer=lambda: torch.set_num_threads(1))
+
+
+# The global generators, from which plugins should not draw.
+
+
+def _generators() -> tuple[Tensor, Any, Any]:
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def _set_generators(states: tuple[Tensor, Any, Any]) -> None:
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
+
+
+def _same(one: tuple[Tensor, Any, Any], other: tuple[Tensor, Any, Any]) -> bool:
+    of_numpy = zip(one[2], other[2], strict=True)
+    return (
+        torch.equal(one[0], other[0])
+        and one[1] == other[1]
+        and all(np.array_equal(a, b) for a, b in of_numpy)
+    )
 
 
 def _task(batch: EpisodeBatch, b: int) -> EpisodeBatch:

@@ -7,11 +7,13 @@ identity, as the constants here are (see `numerics`). Free memory is never asked
 
 from __future__ import annotations
 
+import gc
 import logging
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -62,9 +64,11 @@ def that_fit(call: Callable[[], object], count: int, device_type: str, most: int
         # A compiled step can't be looked into; as a loop it holds no less.
         with using_engine("loop" if current_engine() == "compile" else current_engine()):
             held = most_held(call)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # or free memory would decide
     except Exception as error:
         # What is wrong with the algorithm is told when it is run in earnest.
-        log.debug("one at a time, as what it holds can't be found: %s", error)
+        log.warning("one at a time, as what it holds can't be found: %s", error)
         return 1
     fit = AT_ONCE[device_type] * count // max(1, held)
     return 1 << (max(1, min(most, fit)).bit_length() - 1)
@@ -73,8 +77,15 @@ def that_fit(call: Callable[[], object], count: int, device_type: str, most: int
 def most_held(call: Callable[[], object]) -> int:
     """Bytes of the tensors made by a call that are held at one time, at most."""
     held = _Held()
-    with held:
-        call()
+    # When a reference cycle is collected is chance: what it holds counts until the end.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with held:
+            call()
+    finally:
+        if collecting:
+            gc.enable()
     return held.most
 
 
@@ -91,20 +102,31 @@ class _Held(TorchDispatchMode):
         self.now: int = 0
         self.most: int = 0
         self._known: set[int] = set()
+        self._foreign: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._leave_out(leaf)
         made = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self._hold(leaf)
         return made
 
+    def _leave_out(self, tensor: Tensor) -> None:
+        """Not to count weights and items, which were there before, when views are made of them."""
+        name = _name(tensor)
+        if name not in self._known and name not in self._foreign:
+            self._foreign.add(name)
+            weakref.finalize(tensor.untyped_storage(), self._foreign.discard, name)
+
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        name, size = storage._cdata, storage.nbytes()
-        if name in self._known:  # a view, or changed in place
+        name, size = _name(tensor), storage.nbytes()
+        if name in self._known or name in self._foreign:  # a view, or changed in place
             return
         self._known.add(name)
         self.now += size
@@ -114,3 +136,8 @@ class _Held(TorchDispatchMode):
     def _let_go(self, name: int, size: int) -> None:
         self._known.discard(name)
         self.now -= size
+
+
+def _name(tensor: Tensor) -> int:
+    """The same for all tensors of one storage, as long as it lives."""
+    return int(tensor.untyped_storage()._cdata)

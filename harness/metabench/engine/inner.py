@@ -99,6 +99,8 @@ def _second_order(
             for name, value in adapted.items()
         }
         value, after = objective(leaves, buffers, t)
+        if not value.requires_grad:  # it hangs on nothing that is adapted
+            return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}, after
         found = torch.autograd.grad(
             value,
             list(leaves.values()),
@@ -123,10 +125,12 @@ def _first_order(
         leaves = {name: value.requires_grad_() for name, value in point.items()}
         with torch.enable_grad():
             value, after = objective(leaves, buffers, t)
-        found = torch.autograd.grad(
-            value, list(leaves.values()), allow_unused=True, materialize_grads=True
-        )
-        slopes = dict(zip(leaves, found, strict=True))
+        slopes = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        if value.requires_grad:
+            found = torch.autograd.grad(
+                value, list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+            slopes = dict(zip(leaves, found, strict=True))
     # The batch and the buffers may carry a graph of their own.
     return _detached(slopes), _detached(after)
 

@@ -68,6 +68,11 @@ def default_jobs(device: torch.device, cells: int) -> int:
     return max(1, min(usable_cores(), usable_memory() // MEMORY_A_WORKER, cells))
 
 
+def threads_left(jobs: int) -> int:
+    """Cores of each of so many workers where nobody said how many: what is left, within memory."""
+    return max(1, min(usable_cores() // jobs, usable_memory() // (MEMORY_A_WORKER * jobs)))
+
+
 def usable_memory() -> int:
     """Bytes that this process may use: the machine's, or its cgroup's limit."""
     total = int(psutil.virtual_memory().total)

@@ -17,7 +17,7 @@ from metabench.engine.progress import Progress
 from metabench.registry import Registry
 from metabench.runner.bench import Workbench
 from metabench.runner.cells import Cell
-from metabench.runner.environment import run_info, this_machine, usable_cores
+from metabench.runner.environment import run_info, this_machine, threads_left
 from metabench.runner.executors import Executor, InProcess, Workers
 from metabench.runner.jobs import Job, JobResult
 from metabench.runner.matrix import build_matrix
@@ -182,7 +182,7 @@ def bench_of(registry: Registry, options: RunOptions) -> Workbench:
         options.device,
         engine=options.engine,
         precision=options.precision,
-        threads=options.threads or usable_cores(),
+        threads=options.threads or threads_left(1),
     )
 
 
@@ -349,7 +349,7 @@ class LazyExecutor:
             options.strict_plugins,
             options.engine,
             options.precision,
-            options.threads or max(1, usable_cores() // self.slots),
+            options.threads or threads_left(self.slots),
         )
         return Workers(self.slots, place, self._watch.progress, timeout=options.timeout)
 

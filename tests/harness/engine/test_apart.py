@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,10 +16,11 @@ from metabench.api.backbone import Backbone, ItemSpec
 from metabench.api.context import Context, EpisodeRandom
 from metabench.api.items import EpisodeBatch, Items, Support, Targets
 from metabench.api.recipe import Hyperparameters
+from metabench.engine import apart
 from metabench.engine.apart import query_shares, sharing_tasks
 from metabench.engine.gradient import GradientAlgorithm, GradientHyperparameters
 from metabench.engine.norm import convert
-from metabench.errors import PluginError
+from metabench.engine.numerics import seed_all
 
 torch.set_num_threads(1)  # as a worker has
 
@@ -159,17 +162,15 @@ def test_threads_change_not_one_bit(option: str) -> None:
             assert torch.equal(one, other)
 
 
-def test_several_threads_take_tasks() -> None:
-    algorithm = make(Apart)
-    seen = algorithm.seen_by  # the replicas have copies of it
-    stepped(algorithm, episodes(), threads=2, steps=3)
-    from metabench.engine import apart
-
-    replicas = apart._crew_of(algorithm)._replicas
-    assert len(replicas) == 2
-    assert seen == {threading.get_ident()}  # the first step, which looks for random draws
-    others = set().union(*(replica.seen_by for replica in replicas))
-    assert others - seen
+def test_several_threads_take_tasks(monkeypatch) -> None:
+    algorithm, copies = make(Apart), []
+    usual = apart._replicas
+    monkeypatch.setattr(apart, "_replicas", lambda *args: copies.extend(usual(*args)) or copies)
+    stepped(algorithm, episodes(), threads=2, steps=2)
+    assert len(copies) == 2
+    here = threading.get_ident()
+    assert algorithm.seen_by == {here}  # in the first step, which looks for random draws
+    assert set().union(*(replica.seen_by for replica in copies)) - {here}
 
 
 def test_a_replica_has_the_very_parameters_of_the_algorithm() -> None:
@@ -212,13 +213,83 @@ def test_dropout_goes_in_order_whatever_the_threads() -> None:
         assert torch.equal(one, other)
 
 
-def test_randomness_that_begins_later_is_refused_in_threads() -> None:
-    algorithm, batch = make(Plain, Forgetful), episodes()
-    algorithm.backbone.net[3].p = 0.0
+@pytest.mark.parametrize("generator", ["torch", "numpy", "python"])
+def test_randomness_that_begins_later_is_taken_in_order(generator: str) -> None:
+    draw = {
+        "torch": lambda: float(torch.rand(())),
+        "numpy": np.random.rand,
+        "python": random.random,
+    }[generator]
+
+    class Later(Apart):
+        draws = False
+
+        def inner_steps(self, ctx: Context) -> int:
+            return 1 + int(3 * draw()) if self.draws else 2
+
+    batch = episodes()
+
+    def trained(threads: int) -> list[Tensor]:
+        algorithm = make(Later)
+        stepped(algorithm, batch, threads)
+        algorithm.draws = True
+        seed_all("a test")
+        return stepped(algorithm, batch, threads, steps=3)
+
+    for one, other in zip(trained(1), trained(3), strict=True):
+        assert torch.equal(one, other)
+
+
+class Counting(Apart):
+    """Changes its buffers in all the ways there are."""
+
+    def build(self) -> None:
+        super().build()
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("level", torch.zeros(()))
+        self.register_buffer("other", torch.zeros(()))
+
+    def training_loss(self, batch: EpisodeBatch, ctx: Context) -> Tensor:
+        loss = super().training_loss(batch, ctx)
+        self.count += 1
+        self.level.copy_(loss.detach())
+        self.other = self.other + loss.detach()
+        return loss
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_buffers_begin_alike_for_each_task_and_end_as_their_mean(threads: int) -> None:
+    algorithm, batch = make(Counting), episodes()
+    for step in (1, 2, 3):
+        before = float(algorithm.other)
+        loss = stepped(algorithm, batch, threads)[0]
+        assert int(algorithm.count) == step
+        # Each task's loss, which is weighted afterwards.
+        torch.testing.assert_close(algorithm.level.double(), loss, rtol=1e-6, atol=0)
+        torch.testing.assert_close(float(algorithm.other) - before, float(loss))
+
+
+def test_a_task_that_fails_leaves_no_other_running() -> None:
+    running = []
+
+    class Failing(Apart):
+        broken = False
+
+        def training_loss(self, batch: EpisodeBatch, ctx: Context) -> Tensor:
+            running.append(1)
+            try:
+                if self.broken and ctx.rng._index == [0]:
+                    raise ValueError("the first one")
+                return super().training_loss(batch, ctx)
+            finally:
+                running.pop()
+
+    algorithm, batch = make(Failing), episodes()
     stepped(algorithm, batch, threads=2)
-    algorithm.backbone.net[3].p = 0.5
-    with pytest.raises(PluginError, match="global generator in some steps"):
+    algorithm.broken = True
+    with pytest.raises(ValueError, match="the first one"):
         stepped(algorithm, batch, threads=2)
+    assert not running
 
 
 def test_gradients_are_added_to_those_that_are_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from metabench.engine import chunks
 from metabench.engine.chunks import most_held, that_fit
 from metabench.engine.inner import sgd, unroll
+from metabench.engine.lift import over_tasks
 from metabench.engine.modes import ENGINES, current_engine, using_engine
 from metabench.engine.numerics import numerics
 
@@ -57,6 +59,25 @@ def test_what_a_backward_pass_needs_is_held() -> None:
     assert both > 5 * MIB
 
 
+def test_weights_are_not_counted() -> None:
+    layer, x = nn.Linear(1024, 1024), torch.rand(1, 1024)  # 4 MiB
+    with torch.no_grad():
+        assert most_held(lambda: layer(x) @ layer.weight.T) < 0.1 * MIB
+
+
+def test_what_is_in_a_cycle_is_counted_whenever_it_is_collected() -> None:
+    def call() -> None:
+        for _ in range(3):
+            cycle: list[object] = [made(1)]
+            cycle.append(cycle)
+            del cycle
+            gc.collect(0) if gc.isenabled() else None
+
+    assert gc.isenabled()
+    assert 3 * MIB <= most_held(call) < 3.1 * MIB
+    assert gc.isenabled()
+
+
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
 def test_an_inner_loop_is_looked_into(engine) -> None:
     weight = {"w": torch.rand(64, 64)}
@@ -65,8 +86,11 @@ def test_an_inner_loop_is_looked_into(engine) -> None:
     def loss(params, buffers, batch, t):  # type: ignore[no-untyped-def]
         return (batch @ params["w"]).tanh().square().mean(), buffers
 
+    def one(batch: Tensor) -> object:
+        return unroll(loss, weight, {}, batch, (), sgd(0.1), ["w"], 3, 1)[0]
+
     def call() -> object:
-        return unroll(loss, weight, {}, data, (), sgd(0.1), ["w"], 3, 1)
+        return over_tasks(one, data.unflatten(0, (2, -1)))
 
     with using_engine(engine):
         assert most_held(call) > 2 * MIB

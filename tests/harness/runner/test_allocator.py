@@ -43,5 +43,6 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator only")
 def test_freed_memory_is_used_again() -> None:
     given_back, kept = faults("as it is"), faults("keep")
-    # 120 MB are 29,000 pages, in each of the five steps.
-    assert kept < 2_000 < 100_000 < given_back
+    # 120 MB are 29,000 pages, in each of the five steps. The first ones may leave holes, which one
+    # of the later ones fills.
+    assert kept < 0.5 * given_back

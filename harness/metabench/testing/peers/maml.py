@@ -61,6 +61,7 @@ def check_gradients(
     steps: int,
     name: str,
     peers_network: PeersNetwork = documented,
+    threads: int = 1,
 ) -> None:
     """Raise DifferentResultsError unless both leave the same meta-gradient, in float64 and float32.
 
@@ -74,8 +75,9 @@ def check_gradients(
         mine: EngineName = "loop" if doubled and engine == "compile" else engine
         here = in_float64(batch) if doubled else batch
         leaves = list(network.parameters())  # some peers put others in their places
-        our_step(model, feed, mine)(here)
-        make(network, INNER_LR, steps, algorithm.order)(here)
+        our_step(model, feed, mine, threads)(here)
+        given = default_layout(here) if peers_network is documented else here
+        make(network, INNER_LR, steps, algorithm.order)(given)
         ours = [p.grad for p in model.parameters() if p.grad is not None]
         theirs = [p.grad for p in leaves if p.grad is not None]
         precision = "float64" if doubled else "float32"
@@ -99,11 +101,13 @@ def meta_step(order: int, peers_network: PeersNetwork = documented) -> Callable[
         feed, batch = meta_batch(bank, tasks, setting.device)
         given = default_layout(batch) if peers_network is documented else batch
         algorithm = our_maml(bank, order, STEPS, setting.device).train()
+        threads = setting.threads if setting.device == "cpu" else 1
         engines = [resolve_engine(asked, setting.device, order) for asked in setting.engines]
         for number, (name, make) in enumerate(peers.items()):
             for engine in engines if number == 0 else engines[:1]:
-                check_gradients(algorithm, feed, batch, engine, make, STEPS, name, peers_network)
-        threads = setting.threads if setting.device == "cpu" else 1
+                check_gradients(
+                    algorithm, feed, batch, engine, make, STEPS, name, peers_network, threads
+                )
         ours: dict[str, Callable[[], object]] = {
             engine: _synchronised(our_step(algorithm, feed, engine, threads), batch, setting.device)
             for engine in engines

@@ -93,7 +93,7 @@ def suite_jobs(setting: Setting) -> Row:
         seconds_of(lambda: _run(setting, *part, "--jobs", "1")),
         setting.blocks_of(2, quick=1),
     )
-    work = f"The fewshot suite ({what}): default jobs against --jobs 1, whole run [s]"
+    work = f"The fewshot suite ({what}): default jobs against --jobs 1 (one core), whole run [s]"
     return row_of_pairs(work, ours, theirs, "metabench --jobs 1", setting)
 
 

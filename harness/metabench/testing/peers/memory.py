@@ -17,7 +17,6 @@ import torch
 
 from metabench.api.items import EpisodeBatch, tree_map
 from metabench.engine.modes import EngineName
-from metabench.runner.allocator import keep_freed_memory
 from metabench.testing.peers.fair import in_turns, row_of_pairs
 from metabench.testing.peers.inner_loops import PEERS, Make, MetaStep, present
 from metabench.testing.peers.maml import (
@@ -59,7 +58,7 @@ def memory(setting: Setting) -> Row:
     ours, theirs = in_turns(of("ours"), of(least), pairs)
     work = (
         f"MAML second order, {steps} inner steps: peak memory over the baseline of a meta-step of "
-        f"{tasks} tasks, conv4-64 (engine {ENGINE}) [MiB]"
+        f"{tasks} tasks, conv4-64 (engine {ENGINE}, 1 thread) [MiB]"
     )
     return row_of_pairs(work, ours, theirs, versioned(least), setting)
 
@@ -100,9 +99,8 @@ def peak_mib(who: str, steps: int, tasks: int, device: str) -> float:
             return our_step(algorithm, feed, ENGINE)
         return PEERS[who](documented(algorithm), INNER_LR, count, 2)
 
-    if who == "ours":
-        keep_freed_memory()  # as a worker does
-    else:
+    # Both give their freed memory back as PyTorch and the C library do by themselves.
+    if who != "ours":
         batch = default_layout(batch)
     one = batch_of_one(batch)
     prepared(1)(one)

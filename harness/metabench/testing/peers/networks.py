@@ -91,7 +91,7 @@ def documented_body(backbone: Backbone, track: bool) -> nn.Sequential:
         plain_norms(block, track)
         for layer in (block.get_submodule("conv"), block.get_submodule("norm")):
             for parameter in layer.parameters():
-                parameter.data = parameter.detach().contiguous()
+                parameter.data = default_layout(parameter.detach())
             layers.append(layer)
         layers += [nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.Flatten())
