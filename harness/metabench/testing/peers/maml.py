@@ -30,8 +30,12 @@ from metabench.testing.peers.rows import NotMeasuredError, Row, Setting, version
 STEPS, TASKS, QUICK_TASKS = 5, 16, 4
 NO_PEER = "none of higher, torchopt and learn2learn is installed: pip install 'metabench[peers]'"
 
-EXACT, SINGLE = 1e-8, 2e-3
-"""Allowed difference of meta-gradients, as a fraction of their norm: float64, and float32."""
+EXACT, SINGLE = 1e-8, 0.1
+"""Allowed difference of meta-gradients, as a fraction of their norm: float64, and float32.
+
+In float32 kernels for two memory layouts round differently, and a max-pool that takes another pixel
+for it changes the gradient: .034 was seen between networks that agree to 1e-8 in float64.
+"""
 
 PeersNetwork = Callable[[GradientAlgorithm], nn.Sequential]
 
