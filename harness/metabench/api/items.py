@@ -91,6 +91,12 @@ def tree_map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     return fn(tree, *rest)
 
 
+def one_episode(batch: EpisodeBatch, b: int) -> EpisodeBatch:
+    """The b-th episode of a batch, as a batch."""
+    one: EpisodeBatch = tree_map(lambda x: x[b : b + 1] if isinstance(x, Tensor) else x, batch)
+    return one
+
+
 def flatten_sets(data: PyTree) -> PyTree:
     """(B, S, ...) to (B * S, ...), for networks that take one batch dimension."""
     return tree_map(lambda x: x.flatten(0, 1), data)

@@ -77,8 +77,13 @@ def device_option(function: F) -> F:
     )(function)
 
 
-def engine_option(function: F) -> F:
-    """Add `--engine`: how inner loops are run."""
+def run_options(function: F) -> F:
+    """Add what run and time have in common: which cells, computed how, kept where."""
+    function = out_option(data_option(function))
+    return cell_options(device_option(_engine_option(_precision_option(function))))
+
+
+def _engine_option(function: F) -> F:
     return click.option(
         "--engine",
         metavar="auto|loop|vmap|compile|mixed|graph",
@@ -88,8 +93,7 @@ def engine_option(function: F) -> F:
     )(function)
 
 
-def precision_option(function: F) -> F:
-    """Add `--precision`: in which networks are computed."""
+def _precision_option(function: F) -> F:
     return click.option(
         "--precision",
         metavar="float32|tf32|bf16",

@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from metabench.cli.options import (
-    cell_options,
-    chosen_seeds,
-    data_option,
-    device_option,
-    engine_option,
-    out_option,
-    precision_option,
-)
+from metabench.cli.options import chosen_seeds, run_options
 from metabench.cli.output import format_options, print_rows
 from metabench.rendering import Format, plain
 
@@ -35,10 +27,7 @@ _NOT_AGAIN = {"fresh", "failed", "fail_fast", "dry_run"}
 
 
 @click.command()
-@cell_options
-@device_option
-@engine_option
-@precision_option
+@run_options
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), help="Worker processes. [default: one a free core]"
 )
@@ -48,8 +37,6 @@ _NOT_AGAIN = {"fresh", "failed", "fail_fast", "dry_run"}
     help="Cores of a worker, among which the tasks of a meta-step are shared; changes no digit. "
     "[default: those that no worker has; 1 with --jobs]",
 )
-@out_option
-@data_option
 @click.option("--failed", is_flag=True, help="Run only the cells that failed before.")
 @click.option("-x", "--fail-fast", is_flag=True, help="Stop at the first failure.")
 @click.option("--fresh", is_flag=True, help="Run finished cells again.")

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from metabench.cli.options import (
-    cell_options,
-    chosen_seeds,
-    data_option,
-    device_option,
-    engine_option,
-    out_option,
-    precision_option,
-)
+from metabench.cli.options import chosen_seeds, run_options
 from metabench.cli.output import format_options, print_rows, print_text
 from metabench.errors import UsageError
 from metabench.rendering import Format, Row, plain, to_json
@@ -45,12 +37,7 @@ FAILED = 1
 
 
 @click.command()
-@cell_options
-@device_option
-@engine_option
-@precision_option
-@out_option
-@data_option
+@run_options
 @click.option(
     "--seconds",
     type=click.FloatRange(0, 3600, min_open=True),

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context
-from metabench.api.items import EpisodeBatch, Targets, tree_map
+from metabench.api.items import EpisodeBatch, Targets, one_episode
 from metabench.engine.modes import current_engine
 
 log = logging.getLogger("metabench.train")
@@ -90,7 +90,7 @@ def step_by_task(algorithm: Algorithm, batch: EpisodeBatch, ctx: Context) -> Ten
     trainable = [p for p in algorithm.parameters() if p.requires_grad]
 
     def one(module: Algorithm, b: int) -> Part:
-        return _part(module, trainable, _task(batch, b), _alone(ctx, b), weights[b])
+        return _part(module, trainable, one_episode(batch, b), _alone(ctx, b), weights[b])
 
     threads = _threads_for(algorithm, len(weights))
     generators = _generators()
@@ -281,11 +281,6 @@ def _same(one: tuple[Tensor, Any, Any], other: tuple[Tensor, Any, Any]) -> bool:
         and one[1] == other[1]
         and all(np.array_equal(a, b) for a, b in of_numpy)
     )
-
-
-def _task(batch: EpisodeBatch, b: int) -> EpisodeBatch:
-    one: EpisodeBatch = tree_map(lambda x: x[b : b + 1] if torch.is_tensor(x) else x, batch)
-    return one
 
 
 def _alone(ctx: Context, b: int) -> Context:

@@ -121,13 +121,8 @@ def prepare(
     Raises:
         UsageError: something that cannot be meant.
     """
-    if failed and fresh:
-        raise UsageError("failed and fresh exclude each other", "fresh forgets what failed")
-    if timeout is not None and jobs is None:
-        raise UsageError("a timeout needs workers", "say how many: jobs=1")
-    _check_count("jobs", jobs)
-    _check_count("threads", threads)
-    _check_timeout(timeout)
+    _check_which(failed, fresh)
+    _check_workers(jobs, threads, timeout)
     results = result_folder(out)
     wanted = [algorithms] if isinstance(algorithms, str | type) else list(algorithms or [])
     classes = tuple(a for a in wanted if isinstance(a, type))
@@ -148,9 +143,8 @@ def prepare(
     cells = build_matrix(opened, known, filters)
     place = resolve_device(device)
     resolve_engine(engine, place.type, order=2)
-    if jobs is not None:
-        for cls in classes:
-            _check_importable(cls)
+    for cls in classes if jobs is not None else ():
+        _check_importable(cls)
     options = RunOptions(
         results=results,
         data_folder=data_folder(data_dir),
@@ -191,6 +185,19 @@ def _listed(texts: Texts) -> list[str]:
 def _is_whole(value: object) -> TypeGuard[SupportsInt]:
     """Whether it is a whole number, NumPy's among them; a truth value is none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_which(failed: bool, fresh: bool) -> None:
+    if failed and fresh:
+        raise UsageError("failed and fresh exclude each other", "fresh forgets what failed")
+
+
+def _check_workers(jobs: object, threads: object, timeout: float | None) -> None:
+    if timeout is not None and jobs is None:
+        raise UsageError("a timeout needs workers", "say how many: jobs=1")
+    _check_count("jobs", jobs)
+    _check_count("threads", threads)
+    _check_timeout(timeout)
 
 
 _COUNTED = {

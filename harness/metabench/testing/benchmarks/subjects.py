@@ -5,7 +5,6 @@ Items are random bytes: no time depends on what is drawn on an image, and nothin
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,15 +68,6 @@ def mapped_bank(folder: Path, items: int = TIERED_ITEMS) -> ClassBank:
     classes = max(20, TIERED_CLASSES * items // TIERED_ITEMS)
     offsets = np.linspace(0, items, classes + 1).astype(np.int64)
     return _bank(data, offsets, "train")
-
-
-def resident_mib() -> float | None:
-    """Resident memory of this process, mapped pages among it; None where Linux does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return None
-    return pages * mmap.PAGESIZE / 2**20
 
 
 def _bank(data: NDArray[Any], offsets: NDArray[np.int64], split: str) -> ClassBank:

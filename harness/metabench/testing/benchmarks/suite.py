@@ -40,8 +40,8 @@ from metabench.testing.benchmarks.subjects import (
     Subject,
     made_up_bank,
     mapped_bank,
-    resident_mib,
 )
+from metabench.testing.resident import resident_mib
 
 Pair = tuple[str, str]
 """An algorithm's and a backbone's name."""

@@ -24,18 +24,15 @@ from metabench.testing.peers.networks import (
     made_up_bank,
     meta_batch,
     our_maml,
+    twin,
 )
 from metabench.testing.peers.rows import NotMeasuredError, Row, Setting, versioned
 
 STEPS, TASKS, QUICK_TASKS = 5, 16, 4
 NO_PEER = "none of higher, torchopt and learn2learn is installed: pip install 'metabench[peers]'"
 
-EXACT, SINGLE = 1e-8, 0.1
-"""Allowed difference of meta-gradients, as a fraction of their norm: float64, and float32.
-
-In float32 kernels for two memory layouts round differently, and a max-pool that takes another pixel
-for it changes the gradient: .034 was seen between networks that agree to 1e-8 in float64.
-"""
+EXACT, SINGLE = 1e-8, 2e-3
+"""Allowed difference of meta-gradients, as a fraction of their norm: float64, and float32."""
 
 PeersNetwork = Callable[[GradientAlgorithm], nn.Sequential]
 
@@ -69,18 +66,23 @@ def check_gradients(
 ) -> None:
     """Raise DifferentResultsError unless both leave the same meta-gradient, in float64 and float32.
 
-    The engine `compile` is looked at in float32 only, which is what is timed.
+    In float32 the peer has our network: kernels for two memory layouts round differently, and a
+    max-pool that takes another pixel for it moves the gradient by .03. The engine `compile` is
+    looked at in float32 only, which is what is timed.
     """
     for doubled in (True, False):
         model = copy.deepcopy(algorithm)
         if doubled:
             model.double()
-        network = peers_network(model)
+        theirs_is = peers_network if doubled else twin
+        network = theirs_is(model)
         mine: EngineName = "loop" if doubled and engine == "compile" else engine
         here = in_float64(batch) if doubled else batch
         leaves = list(network.parameters())  # some peers put others in their places
-        our_step(model, feed, mine, threads)(here)
-        given = default_layout(here) if peers_network is documented else here
+        step = our_step(model, feed, mine, threads)
+        step(here)
+        step(here)  # in the first one no tasks are shared
+        given = default_layout(here) if theirs_is is documented else here
         make(network, INNER_LR, steps, algorithm.order)(given)
         ours = [p.grad for p in model.parameters() if p.grad is not None]
         theirs = [p.grad for p in leaves if p.grad is not None]

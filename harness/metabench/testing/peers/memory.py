@@ -15,7 +15,7 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from metabench.api.items import EpisodeBatch, tree_map
+from metabench.api.items import one_episode
 from metabench.engine.modes import EngineName
 from metabench.testing.peers.fair import in_turns, row_of_pairs
 from metabench.testing.peers.inner_loops import PEERS, Make, MetaStep, present
@@ -102,7 +102,7 @@ def peak_mib(who: str, steps: int, tasks: int, device: str) -> float:
     # Both give their freed memory back as PyTorch and the C library do by themselves.
     if who != "ours":
         batch = default_layout(batch)
-    one = batch_of_one(batch)
+    one = one_episode(batch, 0)
     prepared(1)(one)
     step = prepared(steps)
     if device == "cuda":
@@ -113,12 +113,6 @@ def peak_mib(who: str, steps: int, tasks: int, device: str) -> float:
     before = psutil.Process().memory_info().rss
     step(batch)
     return (peak_bytes() - before) / 2**20
-
-
-def batch_of_one(batch: EpisodeBatch) -> EpisodeBatch:
-    """The first task of a batch, as a batch."""
-    one: EpisodeBatch = tree_map(lambda x: x[:1] if torch.is_tensor(x) else x, batch)
-    return one
 
 
 def main() -> None:
