@@ -145,6 +145,8 @@ class _OneShape:
         try:
             with self._beside(), no_waiting():
                 loss = self.algorithm.training_step(batch, watched)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = f"it waits for the device: {error}"
         else:
