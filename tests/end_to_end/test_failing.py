@@ -38,7 +38,7 @@ def test_every_kind_of_failure_is_a_row_and_the_others_go_on(
     assert "about to raise" not in done.stdout + done.stderr
     assert lines[-3] == f"8 cells: 0 reused, 1 run, {len(STATUS)} failed", done.stderr
     assert lines[-1] == (
-        "run only the failed cells with: metabench run --suite these.toml --jobs 2 --out out"
+        "run only the failed cells with: metabench run --suite these.toml --out out --jobs 2"
         " --timeout 15 --json --failed"
     )
     with (metabench.folder / "out" / "leaderboards" / "these.csv").open(encoding="utf-8") as file:

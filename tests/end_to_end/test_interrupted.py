@@ -99,7 +99,7 @@ def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(
     assert (process.returncode, printed) == (code, "")
     assert told.splitlines()[-1] == (
         f"{what}; what is finished is kept. Go on with: metabench run --suite these.toml"
-        " --set patient.recipe.steps=1000 --jobs 1 --out out"
+        " --set patient.recipe.steps=1000 --out out --jobs 1"
     )
     assert "Traceback" not in told
     assert "resource_tracker" not in told

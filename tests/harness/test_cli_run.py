@@ -238,7 +238,7 @@ def test_the_line_that_goes_on_is_the_one_that_was_typed() -> None:
     typed += ["--seed", "0,3", "-j", "2", "--timeout", "1.5", "-o", "out", "-q", "--json"]
     assert again(*typed, "--fresh", "--failed", "--dry-run", "--fail-fast") == (
         "metabench run --suite 'a b.toml' --algorithm maml --algorithm 'proto*' --seed 0,3"
-        " --set maml.inner_lr=0.1 --jobs 2 --out out --timeout 1.5 --quiet --json --failed"
+        " --set maml.inner_lr=0.1 --out out --jobs 2 --timeout 1.5 --quiet --json --failed"
     )
 
 
@@ -250,7 +250,7 @@ def test_what_fail_fast_left_undone_is_gone_on_with(
     assert done.exit_code == 1
     summary, _, line = done.stderr.splitlines()
     assert summary == "2 cells: 0 reused, 0 run, 1 failed, 1 not run"
-    assert line == "go on with: metabench run --suite tiny.toml --jobs 1 --out out --quiet"
+    assert line == "go on with: metabench run --suite tiny.toml --out out --jobs 1 --quiet"
 
 
 class Breaking:
