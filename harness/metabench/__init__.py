@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         Problem,
         query_cross_entropy,
     )
-    from metabench.api.backbone import Backbone, BatchNormOption, ItemSpec
+    from metabench.api.backbone import Backbone, BatchNormOption, ItemSpec, channels_last
     from metabench.api.context import Context, EpisodeRandom
     from metabench.api.dataset import Availability, Dataset, Report, no_report
     from metabench.api.items import (
@@ -112,6 +112,7 @@ __all__ = [
     "ZipLimits",
     "__version__",
     "assert_disjoint",
+    "channels_last",
     "content_digest",
     "digest_order",
     "flatten_sets",
@@ -134,7 +135,7 @@ __all__ = [
 
 _EXPORTS = {
     "metabench.api.algorithm": "Algorithm Inference Output Problem query_cross_entropy",
-    "metabench.api.backbone": "Backbone BatchNormOption ItemSpec",
+    "metabench.api.backbone": "Backbone BatchNormOption ItemSpec channels_last",
     "metabench.api.context": "Context EpisodeRandom",
     "metabench.api.dataset": "Availability Dataset Report no_report",
     "metabench.api.items": (

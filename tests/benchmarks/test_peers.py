@@ -206,4 +206,4 @@ def test_the_made_up_images_are_in_the_numbers_of_omniglots_evaluation_set() -> 
     bank = made_up_bank()
     assert bank.n_classes == 659
     assert set(bank.class_sizes) == {20}
-    assert np.asarray(bank.data).dtype == np.uint8
+    assert np.asarray(bank.items()).dtype == np.uint8

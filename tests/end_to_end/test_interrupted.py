@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from metabench.store.record import EPISODES, LOG, RECORD
+from metabench.store.record import EPISODES, LOG, RECORD, TIMING
 
 OFTEN = {"METABENCH_CHECKPOINT_SECONDS": "0.1"}
 Process = subprocess.Popen[str]
@@ -70,6 +70,10 @@ def test_after_kill_9_training_goes_on_to_the_same_bytes(metabench, misbehaving:
     assert not checkpoints(results)
 
 
+def bytes_of_timings(results: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in results.glob(f"cells/*/{TIMING}/*.json")}
+
+
 def ctrl_c(process: Process) -> None:
     """As a terminal does it: to the whole group."""
     os.killpg(process.pid, signal.SIGINT)
@@ -106,6 +110,32 @@ def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(
     assert workers
     assert not any(worker.is_running() for worker in workers)
     assert len(list(results.glob(f"cells/*/{RECORD}"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "what", "code"),
+    [(ctrl_c, "interrupted", 130), (Process.terminate, "terminated", 143)],
+    ids=["ctrl-c", "sigterm"],
+)
+def test_timing_that_is_ended_says_what_is_kept(
+    end: Callable[[Process], None], what: str, code: int, metabench
+) -> None:
+    suite = metabench.write_suite("nearest-centroid", "protonet", steps=0)
+    assert metabench("run", "-s", suite, "-o", "out", "--jobs", "1").returncode == 0
+    results = metabench.folder / "out"
+    before = bytes_of_timings(results)
+    process = metabench.begin("time", "-s", suite, "-o", "out", "--seconds", "5")
+    wait_for(lambda: bytes_of_timings(results) != before, process)  # the first of two is timed
+    workers = workers_of(process)
+    end(process)
+    printed, told = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (code, "")
+    assert told.splitlines()[-1] == (
+        f"{what}; what was timed is kept. Go on with: metabench time --suite these.toml --out out"
+        " --seconds 5"
+    )
+    assert "Traceback" not in told
+    assert not any(worker.is_running() for worker in workers)
 
 
 @pytest.mark.slow

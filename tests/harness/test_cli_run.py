@@ -20,7 +20,8 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from metabench.cli import main
-from metabench.cli.run import _again, command
+from metabench.cli.ending import again as line_again
+from metabench.cli.run import command
 from metabench.cli.watch import Lines, Screen
 from metabench.engine.progress import Progress
 from metabench.experiment.prepared import prepare
@@ -223,10 +224,10 @@ def again(*words: str) -> str:
     """The line that goes on with a run of these words."""
     found: list[str] = []
 
-    @click.command(params=command.params)
+    @click.command("run", params=command.params)
     @click.pass_context
     def stub(ctx: click.Context, /, **options: object) -> None:
-        found.append(_again(ctx, "--failed"))
+        found.append(line_again(ctx, "--failed"))
 
     CliRunner().invoke(stub, list(words), env={"METABENCH_OUT": "elsewhere"})
     return found[0]

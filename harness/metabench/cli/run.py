@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
+from metabench.cli.ending import again, keeping, tell
 from metabench.cli.options import chosen_seeds, run_options
 from metabench.cli.output import format_options, print_rows
-from metabench.rendering import Format, plain
+from metabench.rendering import Format
 
 if TYPE_CHECKING:
     from metabench.experiment.outcome import Experiment
     from metabench.experiment.prepared import Prepared
 
 FAILED = 1
-_NOT_AGAIN = {"fresh", "failed", "fail_fast", "dry_run"}
-"""Options that a line which goes on with a run must not repeat."""
 
 
-@click.command()
+@click.command("run")
 @run_options
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), help="Worker processes. [default: one a free core]"
@@ -65,26 +57,20 @@ def command(
     stopped. Filters can be repeated, and are shell-style patterns.
     """
     wanted = chosen_seeds(seeds, seed)
-    try:
-        with _ended_by_sigterm():
-            from metabench.experiment.prepared import prepare
+    with keeping(ctx, "what is finished is kept"):
+        from metabench.experiment.prepared import prepare
 
-            asked = prepare(
-                options.pop("suite"),
-                seeds=wanted,
-                jobs=jobs or "auto",
-                strict_plugins=ctx.find_root().params.get("strict_plugins", False),
-                **options,
-            )
-            if dry_run:
-                _print_cells(asked, fmt)
-            else:
-                ctx.exit(_run(ctx, asked, quiet, fmt))
-    except KeyboardInterrupt as end:
-        _no_more_interrupts()
-        what, code = ("terminated", 143) if isinstance(end, _Terminated) else ("interrupted", 130)
-        _tell(f"{what}; what is finished is kept. Go on with: {_again(ctx)}")
-        ctx.exit(code)
+        asked = prepare(
+            options.pop("suite"),
+            seeds=wanted,
+            jobs=jobs or "auto",
+            strict_plugins=ctx.find_root().params.get("strict_plugins", False),
+            **options,
+        )
+        if dry_run:
+            _print_cells(asked, fmt)
+        else:
+            ctx.exit(_run(ctx, asked, quiet, fmt))
 
 
 def _run(ctx: click.Context, asked: Prepared, quiet: bool, fmt: Format) -> int:
@@ -97,18 +83,18 @@ def _run(ctx: click.Context, asked: Prepared, quiet: bool, fmt: Format) -> int:
         experiment = asked.run(watch)
     csv, _ = write_leaderboard(experiment.store, experiment.suite)
     print_leaderboard(experiment.store, experiment.suite, fmt)
-    _tell(_summary(experiment))
-    _tell(f"the table is in {csv}")
+    tell(_summary(experiment))
+    tell(f"the table is in {csv}")
     outcome = experiment.outcome
     if asked.options.failed_only and not outcome.plan.jobs:
         missing = "; leave --failed away to run what is missing" if outcome.plan.left_out else ""
-        _tell(f"nothing failed here{missing}")
+        tell(f"nothing failed here{missing}")
     if not outcome.failures:
         return 0
     if outcome.stopped:
-        _tell(f"go on with: {_again(ctx)}")
+        tell(f"go on with: {again(ctx)}")
     else:
-        _tell(f"run only the failed cells with: {_again(ctx, '--failed')}")
+        tell(f"run only the failed cells with: {again(ctx, '--failed')}")
     return FAILED
 
 
@@ -133,60 +119,4 @@ def _print_cells(asked: Prepared, fmt: Format) -> None:
     rows = [{"cell": cell.id, "state": state} for cell, state in asked.states()]
     print_rows(rows, ("cell", "state"), fmt)
     finished = sum(row["state"] == "finished" for row in rows)
-    _tell(f"{counted(len(rows), 'cell')}, {finished} finished; nothing was run")
-
-
-def _again(ctx: click.Context, *more: str) -> str:
-    """The line as it was typed, without what must not be repeated."""
-    words = ["metabench", "run"]
-    for parameter in ctx.command.params:
-        name = parameter.name or ""
-        typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if not typed or name in _NOT_AGAIN:
-            continue
-        option, value = parameter.opts[-1], ctx.params[name]
-        for one in value if isinstance(value, tuple) and name != "seed" else (value,):
-            words += [option] if one is True else [option, _word(one)]
-    return shlex.join([*words, *more])
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value) if isinstance(value, str | Path) else f"{value:g}"
-
-
-def _tell(line: str) -> None:
-    click.echo(plain(line), err=True)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler, `timeout` or `kill` asks the run to end."""
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends what runs in here as Ctrl-C does: by an exception, which workers don't outlive.
-
-    Without it the process would be gone at once, and what watches over its locks complain.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would disturb the cleaning up
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is end:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-
-
-def _no_more_interrupts() -> None:
-    """Another Ctrl-C must not disturb the last line, nor Python's own cleaning up."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tell(f"{counted(len(rows), 'cell')}, {finished} finished; nothing was run")

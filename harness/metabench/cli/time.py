@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from metabench.cli.ending import keeping, tell
 from metabench.cli.options import chosen_seeds, run_options
 from metabench.cli.output import format_options, print_rows, print_text
 from metabench.errors import UsageError
-from metabench.rendering import Format, Row, plain, to_json
+from metabench.rendering import Format, Row, to_json
 
 if TYPE_CHECKING:
     from metabench.experiment.prepared import Prepared
@@ -36,7 +37,7 @@ SHOWN = 5
 FAILED = 1
 
 
-@click.command()
+@click.command("time")
 @run_options
 @click.option(
     "--seconds",
@@ -69,23 +70,24 @@ def command(
     together. The CSV and the JSON have all figures; with --kernels, the CSV is of these. Times are
     kept in the result folder, where tables find them. Leave the machine alone meanwhile.
     """
-    from metabench.cli.watch import watching
-    from metabench.experiment.prepared import prepare
-    from metabench.runner.timing import time_cells
-
     wanted = chosen_seeds(seeds, seed)
     strict = ctx.find_root().params.get("strict_plugins", False)
     suite = options.pop("suite")
-    asked = prepare(suite, seeds=wanted, jobs=1, strict_plugins=strict, **options)
-    with watching(quiet) as watch:
-        timed = time_cells(
-            asked.cells,
-            asked.registry,
-            asked.options,
-            seconds=seconds,
-            kernels=kernels,
-            watch=watch,
-        )
+    with keeping(ctx, "what was timed is kept"):
+        from metabench.cli.watch import watching
+        from metabench.experiment.prepared import prepare
+        from metabench.runner.timing import time_cells
+
+        asked = prepare(suite, seeds=wanted, jobs=1, strict_plugins=strict, **options)
+        with watching(quiet) as watch:
+            timed = time_cells(
+                asked.cells,
+                asked.registry,
+                asked.options,
+                seconds=seconds,
+                kernels=kernels,
+                watch=watch,
+            )
     if not timed.times and not timed.failures:
         raise UsageError(
             f"no such cell of suite {asked.suite.name!r} is finished in {asked.options.results}",
@@ -96,7 +98,7 @@ def command(
     _tell_conditions(timed)
     _tell_unfinished(asked, timed)
     for cell, failure in timed.failures:
-        _tell(f"{cell.id} could not be timed: {failure.message}")
+        tell(f"{cell.id} could not be timed: {failure.message}")
     ctx.exit(FAILED if timed.failures else 0)
 
 
@@ -187,15 +189,15 @@ def _tell_conditions(timed: TimedCells) -> None:
     threads = "1 thread" if last["threads"] == 1 else f"{last['threads']} threads"
     load = f", load average {min(loads):.1f} to {max(loads):.1f}" if loads else ""
     peak = f"{last['peak_flops'] / 1e9:.0f} GFLOP/s in a {last['peak_of']}"
-    _tell(f"machine {timed.machine}: {threads}{load}, at most {peak}")
+    tell(f"machine {timed.machine}: {threads}{load}, at most {peak}")
     uncounted = {
         name for table in tables for part in table["parts"].values() for name in part["uncounted"]
     }
     if uncounted:
-        _tell(f"not in share_of_peak: {', '.join(sorted(uncounted))}")
+        tell(f"not in share_of_peak: {', '.join(sorted(uncounted))}")
     shaky = sum(bool(table["unstable"]) for table in tables)
     if shaky:
-        _tell(
+        tell(
             f"{shaky} of {len(tables)} unstable (the quartiles are over 10% of the median apart):"
             " is anything else running?"
         )
@@ -206,13 +208,9 @@ def _tell_unfinished(asked: Prepared, timed: TimedCells) -> None:
         return
     names = _named([cell.id for cell in timed.unfinished])
     suite = shlex.quote(asked.command_name)
-    _tell(f"not finished and left out: {names}; finish them with: metabench run -s {suite}")
+    tell(f"not finished and left out: {names}; finish them with: metabench run -s {suite}")
 
 
 def _named(names: Sequence[str]) -> str:
     rest = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _tell(line: str) -> None:
-    click.echo(plain(line), err=True)

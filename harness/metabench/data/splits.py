@@ -63,10 +63,11 @@ def split_banks(
     digest: str,
     splits: Mapping[str, Sequence[str]],
 ) -> dict[str, ClassBank]:
-    """The bank of each split; a split without names has none.
+    """The bank of each split, all on the same `data`; a split without names has none.
 
     Args:
-        data: an array (n_items, ...) or several by name, grouped by class.
+        data: an array (n_items, ...) or several by name, grouped by class. Never copied: a memory
+            map stays one.
         offsets: (C + 1,) class c owns items offsets[c] to offsets[c + 1].
         names: of the C classes.
         digest: the data set's identity, see `content_digest`.

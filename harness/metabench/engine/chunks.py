@@ -25,7 +25,8 @@ log = logging.getLogger("metabench.evaluate")
 WORKING_SET = 2**30
 """Bytes that evaluation holds at most, weights and the split's own items apart.
 
-Except where one episode alone takes more: it is not taken apart.
+Except where adapting to one episode takes more, or predicting all of its queries at once, as a
+transductive algorithm has to.
 """
 KEPT = WORKING_SET * 3 // 4
 """Of these for embeddings, which are kept until the last episode that uses them."""

@@ -81,23 +81,18 @@ def evaluate(
     sets: _Raw | _Embedded = _Raw(drawn, store, source.shape.ways)
     if isinstance(algorithm, EmbeddingAlgorithm):
         sets = _Embedded(drawn, store, source.shape.ways, algorithm)
-
-    def predict(start: int, stop: int) -> Tensor:
-        support, queries = sets.of(start, stop)
-        rng = EpisodeRandom(source.key, drawn.numbers[start:stop].tolist(), store.device)
-        ctx = Context(stage, rng)
-        return algorithm.predict(algorithm.adapt(support, ctx), queries, ctx)
-
+    predictor = _Predictor(algorithm, source, stage, drawn, store.device)
     try:
         with torch.no_grad():
             sets.prepare(0, 1)
-            size = that_fit(lambda: predict(0, 1), 1, store.device.type, MOST_EPISODES)
+            size = predictor.fit(*sets.of(0, 1))
             # Whatever was drawn from the global generators before must not be seen here.
             seed_all("evaluate", source.key.hex())
             for first, last in sets.groups():
                 sets.prepare(first, last)
                 for start, stop in _chunks(last - first, size):
-                    logits = predict(first + start, first + stop)
+                    here = first + start, first + stop
+                    logits = predictor.predict(*sets.of(*here), *here)
                     predicted.append(_predicted(logits, algorithm.name))
                     if tick is not None:
                         tick(first + stop, episodes)
@@ -105,6 +100,57 @@ def evaluate(
         algorithm.train(was_training)
     classes = np.take_along_axis(drawn.classes, drawn.query_labels, axis=1)
     return Outcome(drawn.query_labels, np.concatenate(predicted), classes)
+
+
+class _Predictor:
+    """Adapts to the support sets of drawn episodes, and predicts their queries."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        source: EpisodeSource,
+        stage: Stage,
+        drawn: EpisodeIndices,
+        device: torch.device,
+    ) -> None:
+        self._algorithm, self._stage, self._device = algorithm, stage, device
+        self._key, self._numbers = source.key, drawn.numbers
+        self._queries = self._queries_at_once = drawn.query_labels.shape[1]
+
+    def fit(self, support: Support, queries: Items) -> int:
+        """How many episodes are computed at once, given the first.
+
+        An inductive algorithm is asked for a part of an episode's queries at a time where all of
+        them do not fit, as they can't know of each other. What adapting holds is its own affair.
+        """
+        kind = self._device.type
+        if self._algorithm.inference_mode(self._algorithm.hp) == "inductive":
+            ctx = self._context(0, 1)
+            state = self._algorithm.adapt(support, ctx)
+            few = min(2, self._queries)
+            part = _cut(queries, 0, few)
+            all_of_them = 1 << (self._queries - 1).bit_length()
+            fit = that_fit(
+                lambda: self._algorithm.predict(state, part, ctx), few, kind, all_of_them
+            )
+            if fit < self._queries:  # all of them at once, for a look, would be too much already
+                self._queries_at_once = fit
+                return 1
+        return that_fit(lambda: self.predict(support, queries, 0, 1), 1, kind, MOST_EPISODES)
+
+    def predict(self, support: Support, queries: Items, start: int, stop: int) -> Tensor:
+        """(B, Q, ways) predictions for the episodes from `start` up to `stop`."""
+        ctx = self._context(start, stop)
+        state = self._algorithm.adapt(support, ctx)
+        parts = [
+            self._algorithm.predict(state, _cut(queries, first, last), ctx)
+            for first, last in _chunks(self._queries, self._queries_at_once)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _context(self, start: int, stop: int) -> Context:
+        rng = EpisodeRandom(self._key, self._numbers[start:stop].tolist(), self._device)
+        return Context(self._stage, rng)
 
 
 class _Raw:
@@ -161,6 +207,12 @@ class _Embedded:
         targets = Targets(labels(self.drawn.support_labels[start:stop], self.store.device))
         support = Support(Items(self._embedded[rows[:, : self._split]]), targets, self.ways)
         return support, Items(self._embedded[rows[:, self._split :]])
+
+
+def _cut(items: Items, start: int, stop: int) -> Items:
+    """Those from `start` up to `stop` of each set."""
+    part: Items = tree_map(lambda x: x[:, start:stop], items)
+    return part
 
 
 def _distinct(codes: Ids) -> tuple[Ids, Ids]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metabench.api.backbone import ItemSpec
-from metabench.api.items import EpisodeBatch, Items, PyTree, Support, Targets, tree_map
+from metabench.api.items import (
+    EpisodeBatch,
+    Items,
+    PyTree,
+    Support,
+    Targets,
+    tree_map,
+    unflatten_sets,
+)
 from metabench.engine.mapped import MappedItems
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.source import EpisodeIndices
@@ -38,12 +45,12 @@ class ItemStore:
         self.bank = bank
         self.item = item
         self.device = device
-        arrays = bank.data.values() if isinstance(bank.data, Mapping) else [bank.data]
-        fits = sum(array.nbytes for array in arrays) <= DEVICE_BYTES
-        self._stored: PyTree = tree_map(MappedItems, bank.data)
+        self._stored: PyTree = None
         self._resident: PyTree = None
-        if device.type != "cpu" and fits:
-            self._resident = tree_map(lambda a: torch.from_numpy(np.array(a)).to(device), bank.data)
+        if device.type != "cpu" and bank.nbytes <= DEVICE_BYTES:
+            self._resident = tree_map(lambda a: torch.from_numpy(a).to(device), bank.items())
+        else:
+            self._stored = tree_map(MappedItems, bank.data)
         self._moments: tuple[Array, Array] | None = None
         if item.mean is not None and item.std is not None:
             mean, std = np.array(item.mean, np.float32), np.array(item.std, np.float32)
@@ -53,7 +60,7 @@ class ItemStore:
         """Items as float tensors on the device.
 
         Args:
-            items: indices (...) of stored items.
+            items: ids (...) of stored items, as the bank counts them.
             turns: quarter turns (...) of the same shape; None: none.
 
         Returns:
@@ -63,7 +70,8 @@ class ItemStore:
             index = self._placed(np.ascontiguousarray(items))
             data = tree_map(lambda a: a[index], self._resident)
         else:
-            data = tree_map(lambda a: self._placed(a[items]), self._stored)
+            rows = self.bank.rows_of(items)
+            data = tree_map(lambda a: self._placed(a[rows]), self._stored)
         if turns is not None and turns.any():
             self._turn(data, turns)
         return tree_map(self._scaled if self.item.kind == "image" else torch.as_tensor, data)
@@ -86,11 +94,7 @@ class ItemStore:
             flat[chosen] = rot90(flat[chosen], quarter, (-2, -1))
 
     def _scaled(self, images: Array) -> Tensor:
-        """Images (..., C, H, W) as a new float32 tensor that lies in memory as (..., H, W, C).
-
-        Also where C is 1: the layout is the same then, but PyTorch takes such a tensor for channels
-        last only if its strides say so, and `memory_format` leaves them as they are.
-        """
+        """Images (..., C, H, W) as a new float32 tensor that lies in memory as (..., H, W, C)."""
         *leading, channels, height, width = images.shape
         shape = (*leading, height, width, channels)
         pixels: Array
@@ -143,11 +147,6 @@ def _gathered_at_once(drawn: EpisodeIndices, store: ItemStore) -> tuple[PyTree, 
     data = store.gather(items, turns)
     middle = drawn.support_items.size
 
-    def sets(flat: Tensor) -> Tensor:
-        # `unflatten` would make up strides of its own for a single channel.
-        length = len(flat) // len(drawn.numbers)
-        shape, first = (len(drawn.numbers), length, *flat.shape[1:]), length * flat.stride(0)
-        return flat.as_strided(shape, (first, *flat.stride()))
-
-    support = tree_map(lambda flat: sets(flat[:middle]), data)
-    return support, tree_map(lambda flat: sets(flat[middle:]), data)
+    episodes = len(drawn.numbers)
+    support = unflatten_sets(tree_map(lambda flat: flat[:middle], data), episodes)
+    return support, unflatten_sets(tree_map(lambda flat: flat[middle:], data), episodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ from metabench.errors import ProtocolError
 
 SPLITS = ("train", "validation", "test")
 
+Data = NDArray[Any] | Mapping[str, NDArray[Any]]
+
 
 @dataclass(frozen=True)
 class ClassBank:
@@ -23,25 +26,32 @@ class ClassBank:
     class id c is the underlying class c // views turned by (c % views) quarter turns. The items are
     not copied; the turning happens when an episode is gathered.
 
+    Banks may share `data`: the splits of a data set do, whose items may be more than memory holds.
+    What is in `data` then is not all theirs, nor in their order: `items` reads through `rows`.
+
     Attributes:
-        data: an array (n_items, ...), or a mapping of names to such arrays. Images are uint8.
+        data: an array (n_rows, ...), or a mapping of names to such arrays. Images are uint8.
         offsets: (n_underlying + 1,) int64, ascending from 0 to n_items.
         names: the underlying classes' names; the same name in two splits is the same class.
         digest: identity of the data set's decoded content and class names.
         split: train, validation or test; for error messages and the random stream.
         views: 1, or 4 where rotations are classes.
+        rows: (n_items,) int64: item i lies at row rows[i] of `data`; None: at row i.
     """
 
-    data: NDArray[Any] | Mapping[str, NDArray[Any]]
+    data: Data
     offsets: NDArray[np.int64]
     names: tuple[str, ...]
     digest: str
     split: str
     views: int = 1
+    rows: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if len(self.offsets) != len(self.names) + 1 or len(set(self.names)) != len(self.names):
             raise ValueError("a class bank needs one offset more than it has distinct class names")
+        if self.rows is not None and len(self.rows) != self.n_items:
+            raise ValueError("a class bank with rows needs one for each of its items")
 
     @property
     def n_items(self) -> int:
@@ -58,36 +68,64 @@ class ClassBank:
         """(n_underlying,) items in each underlying class."""
         return np.diff(self.offsets)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its own items, however many others lie in `data`."""
+        arrays = self.data.values() if isinstance(self.data, Mapping) else [self.data]
+        return self.n_items * sum(math.prod(a.shape[1:]) * a.itemsize for a in arrays)
+
+    def rows_of(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in `data` the items with ids `index` (...) lie."""
+        return index if self.rows is None else self.rows[index]
+
+    def items(self, index: NDArray[np.int64] | None = None) -> Data:
+        """A copy of the items with ids `index` (...); None: of all, in their order.
+
+        Returns:
+            an array (..., *item shape), or such arrays by name.
+        """
+        rows = self.rows_of(np.arange(self.n_items) if index is None else index)
+        if isinstance(self.data, Mapping):
+            return {key: value[rows] for key, value in self.data.items()}
+        return self.data[rows]
+
     def rotated(self) -> ClassBank:
         """The same items with each quarter turn of a class as a class of its own."""
         return replace(self, views=4)
 
     def select(self, names: Sequence[str], split: str) -> ClassBank:
-        """The bank of some of the classes, in the order given; a copy of their items."""
+        """The bank of some of the classes, in the order given; their items stay where they lie."""
         place = {name: i for i, name in enumerate(self.names)}
         ids = np.array([place[name] for name in names], dtype=np.int64)
         ranges = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in ids]
         index = np.concatenate(ranges) if ranges else np.zeros(0, dtype=np.int64)
-        if isinstance(self.data, Mapping):
-            data: Any = {key: value[index] for key, value in self.data.items()}
-        else:
-            data = self.data[index]
         offsets = np.concatenate([[0], np.cumsum(self.class_sizes[ids])]).astype(np.int64)
-        return replace(self, data=data, offsets=offsets, names=tuple(names), split=split)
+        rows = self.rows_of(index)
+        return replace(self, rows=rows, offsets=offsets, names=tuple(names), split=split)
 
     def joined(self, other: ClassBank) -> ClassBank:
-        """The classes of two splits as one, the other's behind; a copy of their items."""
+        """The classes of two splits as one, the other's behind.
+
+        Their items stay where they lie if it is in the same arrays, else they are copied.
+        """
 
         def both(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[Any]:
             return np.concatenate([mine, theirs])
 
-        if isinstance(self.data, Mapping) and isinstance(other.data, Mapping):
-            data: Any = {key: both(value, other.data[key]) for key, value in self.data.items()}
+        data: Any = self.data
+        rows: NDArray[np.int64] | None = None
+        if _same_arrays(self.data, other.data):
+            rows = both(*(bank.rows_of(np.arange(bank.n_items)) for bank in (self, other)))
         else:
-            data = both(self.data, other.data)  # type: ignore[arg-type]
+            mine, theirs = self.items(), other.items()
+            if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+                data = {key: both(value, theirs[key]) for key, value in mine.items()}
+            else:
+                data = both(mine, theirs)  # type: ignore[arg-type]
         return replace(
             self,
             data=data,
+            rows=rows,
             offsets=np.concatenate([self.offsets, self.n_items + other.offsets[1:]]),
             names=self.names + other.names,
             split=f"{self.split}+{other.split}",
@@ -111,6 +149,12 @@ class ClassBank:
                 f"but class {self.names[smallest]!r} of the {self.split} split has {have}",
                 "ask for fewer shots or queries",
             )
+
+
+def _same_arrays(one: Data, other: Data) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
+    return one is other
 
 
 def assert_disjoint(banks: Mapping[str, ClassBank]) -> None:

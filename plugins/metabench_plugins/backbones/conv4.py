@@ -7,10 +7,9 @@ from typing import Annotated, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metabench import Backbone, Field, Hyperparameters, ItemSpec
+from metabench import Backbone, Field, Hyperparameters, ItemSpec, channels_last
 from metabench_plugins.backbones.images import (
     Pooling,
-    channels_last,
     halved_by_pooling,
     image_shape,
     pool_map,

@@ -27,18 +27,6 @@ def image_shape(item: ItemSpec, taker: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """The same images (n, C, H, W), so that convolutions of them lie channels last in memory.
-
-    With one channel the layout is ambiguous: flattening dimensions makes PyTorch take it for the
-    other one, in which max-pooling and batch norm are up to ten times slower on a CPU. With more
-    channels the weights' layout decides.
-    """
-    if images.shape[1] != 1:
-        return images
-    return images.squeeze(1).unsqueeze(-1).movedim(-1, 1)
-
-
 def halved_by_pooling(height: int, width: int, times: int, taker: str) -> tuple[int, int]:
     """The size of a map after that many max-poolings by 2, each of which rounds down.
 

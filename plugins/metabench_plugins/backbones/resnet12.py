@@ -7,11 +7,10 @@ from typing import Annotated, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metabench import Backbone, Field, Hyperparameters, ItemSpec
+from metabench import Backbone, Field, Hyperparameters, ItemSpec, channels_last
 from metabench_plugins.backbones.dropblock import DropBlock
 from metabench_plugins.backbones.images import (
     Pooling,
-    channels_last,
     halved_by_pooling,
     image_shape,
     pool_map,

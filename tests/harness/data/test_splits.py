@@ -1,5 +1,7 @@
 """Class splits by digest of the name."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,10 +52,34 @@ def test_banks_hold_their_classes_items_and_leave_out_an_empty_split() -> None:
     banks = split_banks(data, offsets, ["a", "b", "c"], "0" * 32, splits)
     assert list(banks) == ["train", "test"]
     assert banks["train"].names == ("c", "a")
-    assert banks["train"].data.tolist() == [3, 4, 5, 0]
+    assert banks["train"].items().tolist() == [3, 4, 5, 0]
     assert banks["train"].offsets.tolist() == [0, 3, 4]
-    assert banks["test"].data.tolist() == [1, 2]
+    assert banks["test"].items().tolist() == [1, 2]
     assert {bank.split for bank in banks.values()} == {"train", "test"}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_splits_of_a_memory_map_lie_on_that_map(tmp_path: Path, several: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 4, 4)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    data = {"image": mapped, "number": np.arange(60)} if several else mapped
+    names = [f"class {c}" for c in range(6)]
+    splits = {"train": names[5:2:-1], "validation": names[:1], "test": names[1:3]}
+    banks = split_banks(data, np.arange(7) * 10, names, "0" * 32, splits)
+    for split, chosen in splits.items():
+        classes = [int(name[-1]) for name in chosen]
+        copied = np.concatenate([images[10 * c : 10 * c + 10] for c in classes])
+        bank = banks[split]
+        read, held = bank.items(), bank.data
+        if several:
+            assert (read["number"] // 10).tolist() == np.repeat(classes, 10).tolist()
+            read, held = read["image"], held["image"]
+        assert held is mapped
+        assert np.shares_memory(held, mapped)
+        assert not np.shares_memory(read, mapped)
+        assert np.array_equal(read, copied)
+        assert bank.nbytes == copied.nbytes + (8 * bank.n_items if several else 0)
 
 
 def test_a_class_in_two_splits_is_an_error() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context
 from metabench.api.items import Items, PyTree, Support
+from metabench.engine import chunks
 from metabench.engine import evaluate as module
 from metabench.engine.evaluate import evaluate
 from metabench.episodes.protocol import Rotation
@@ -53,10 +54,61 @@ def test_chunk_sizes_change_no_prediction(
         logits.clear()
         sizes = {module.MOST_EPISODES: episodes, -1: items}
         monkeypatch.setattr(module, "MOST_ITEMS", -1)
-        monkeypatch.setattr(module, "that_fit", lambda *asked, sizes=sizes: sizes[asked[-1]])
+        monkeypatch.setattr(
+            module, "that_fit", lambda *asked, sizes=sizes: sizes.get(asked[-1], asked[-1])
+        )
         assert np.array_equal(world.evaluate(algorithm, 30).predicted, expected)
         assert len(logits) == -(-30 // episodes)
         torch.testing.assert_close(torch.cat(logits), whole, rtol=1e-6, atol=1e-6)
+
+
+class PartsNoted(Algorithm):
+    """Predicts a query by its own pixels; notes how many it is handed at a time."""
+
+    name = "parts-noted"
+
+    def build(self) -> None:
+        self.handed: list[int] = []
+
+    def adapt(self, support: Support, ctx: Context) -> PyTree:
+        return {"weights": torch.linspace(-1, 1, support.ways).expand(len(support.items.data), -1)}
+
+    def predict(self, state: PyTree, queries: Items, ctx: Context) -> Tensor:
+        self.handed.append(queries.data.shape[1])
+        return queries.data.flatten(2).mean(-1, keepdim=True) * state["weights"].unsqueeze(1)
+
+
+class AllAtOnce(PartsNoted):
+    inference = "transductive"
+
+
+def test_queries_that_do_not_fit_are_predicted_in_parts(
+    world, logits: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = world.make(PartsNoted)
+    expected = world.evaluate(algorithm, 5).predicted
+    queries = expected.shape[1]
+    whole = torch.cat(logits)
+    logits.clear()
+    algorithm.handed.clear()
+    state = {"weights": torch.ones(1, 4)}
+    two = Items(world.store().gather(np.array([[0, 1]])))
+    held = chunks.most_held(lambda: algorithm.predict(state, two, Context("test", None)))
+    monkeypatch.setitem(chunks.AT_ONCE, "cpu", held * 3 // 2)  # 3 fit, so 2 go at a time
+    algorithm.handed.clear()
+    assert np.array_equal(world.evaluate(algorithm, 5).predicted, expected)
+    assert max(algorithm.handed) == 2
+    assert sum(algorithm.handed) == 2 + 5 * queries  # two for a look
+    assert torch.equal(torch.cat(logits), whole)
+
+
+def test_a_transductive_algorithm_gets_all_queries_at_once(
+    world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = world.make(AllAtOnce)
+    monkeypatch.setitem(chunks.AT_ONCE, "cpu", 1)
+    queries = world.evaluate(algorithm, 3).predicted.shape[1]
+    assert algorithm.handed == [queries] * 4  # the first once more for a look
 
 
 def test_each_item_is_embedded_once(world, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +174,7 @@ def test_no_query_target_reaches_an_algorithm(world, monkeypatch: pytest.MonkeyP
     spy = world.make(Spy)
     monkeypatch.setattr(module, "that_fit", lambda *asked: 16)
     world.evaluate(spy, 30)  # two chunks
+    assert spy.seen.pop(0)[0] == "adapt"  # for a look at what predicting holds
     drawn, store, start = world.source().draw(range(30)), world.store(), 0
     assert [what for what, _, _ in spy.seen] == ["adapt", "predict"] * 2
     for what, handed, ctx in spy.seen:

@@ -40,7 +40,7 @@ def test_the_recipe_goes_before_the_protocol(world) -> None:
 
 def test_training_never_reads_other_splits(world) -> None:
     feed = EpisodeFeed(world.data(EPISODES), EPISODES, 0, "episodic")
-    images = {image.tobytes() for image in world.banks["train"].data}
+    images = {image.tobytes() for image in world.banks["train"].items()}
     for step in range(5):
         _, batch = feed.batch(step)
         for data in (batch.support.items.data, batch.queries.data):
@@ -81,7 +81,7 @@ def test_an_epoch_is_every_item_once_with_its_class(world, turned: bool) -> None
     recipe = Recipe(batch_size=18, augmentation="rotation-classes" if turned else "none")
     bank = world.banks["train"]
     class_of = {}
-    for item, image in enumerate(bank.data):
+    for item, image in enumerate(bank.items()):
         for turn in range(4 if turned else 1):
             rotated = np.rot90(image, turn, axes=(-2, -1)).copy()
             class_of[rotated.tobytes()] = (item // 12) * 4 + turn if turned else item // 12
@@ -120,7 +120,7 @@ def test_everything_is_the_split_in_its_order(world) -> None:
     recipe = Recipe()
     batches = list(BatchFeed(world.data(recipe), recipe, 0, "fit").everything(True))
     pictures = [code for batch in batches for code in codes(batch.data)]
-    assert pictures == [image.tobytes() for image in world.banks["train"].data]
+    assert pictures == [image.tobytes() for image in world.banks["train"].items()]
     classes = [c for batch in batches for c in batch.classes.tolist()]
     assert classes == np.repeat(range(9), 12).tolist()
 
@@ -131,7 +131,7 @@ def test_everything_holds_each_turn_of_an_item_where_rotations_are_classes(world
     assert len(batches) == 2  # 432 items, 256 at a time
     classes = [c for batch in batches for c in batch.classes.tolist()]
     assert sorted(classes) == np.repeat(range(36), 12).tolist()
-    first = world.banks["train"].data[0, 0]
+    first = world.banks["train"].items()[0, 0]
     pictures = codes(batches[0].data[:4])
     assert pictures == [np.rot90(first, k).tobytes() for k in range(4)]
 

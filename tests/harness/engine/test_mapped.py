@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from metabench.engine.mapped import MappedItems
 from metabench.episodes.protocol import EpisodeShape
 from metabench.episodes.source import EpisodeSource
 from metabench.testing.benchmarks.subjects import TIERED_IMAGE, TIERED_ITEMS, mapped_bank
+from metabench.testing.resident import resident_mib
 
 SHAPES = [EpisodeShape(ways=5, shots=1, queries=15), EpisodeShape(ways=20, shots=5, queries=15)]
 
@@ -47,11 +49,14 @@ class Counted(np.memmap):  # type: ignore[type-arg]
         return super().__getitem__(index)
 
 
-def cost_of_an_episode(folder: Path, items: int, shape: EpisodeShape) -> tuple[int, int]:
+def cost_of_an_episode(
+    folder: Path, items: int, shape: EpisodeShape, selected: bool = False
+) -> tuple[int, int]:
     """Items read by, and the most memory that Python and NumPy allocate for, one episode."""
     bank = mapped_bank(folder, items)
-    counted = bank.data.view(Counted)
-    bank = type(bank)(counted, bank.offsets, bank.names, bank.digest, bank.split)
+    bank = replace(bank, data=bank.data.view(Counted))
+    if selected:
+        bank = bank.select(bank.names[::-1], "train")
     source = EpisodeSource(bank, shape, b"0123456789abcdef")
     store = ItemStore(bank, TIERED_IMAGE, torch.device("cpu"))
     training_batch(source.draw([0]), store, shape.ways)  # whatever is made once
@@ -64,9 +69,13 @@ def cost_of_an_episode(folder: Path, items: int, shape: EpisodeShape) -> tuple[i
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_episode_costs_the_same_whatever_the_bank(sparse: Path, shape: EpisodeShape) -> None:
+@pytest.mark.parametrize("selected", [False, True])
+def test_an_episode_costs_the_same_whatever_the_bank(
+    sparse: Path, shape: EpisodeShape, selected: bool
+) -> None:
     sizes = (1000, 50_000, TIERED_ITEMS)
-    read, allocated = zip(*(cost_of_an_episode(sparse, n, shape) for n in sizes), strict=True)
+    costs = (cost_of_an_episode(sparse, n, shape, selected) for n in sizes)
+    read, allocated = zip(*costs, strict=True)
     assert set(read) == {shape.ways * (shape.shots + shape.queries)}
     assert max(allocated) < 1.01 * min(allocated)
 
@@ -110,6 +119,70 @@ def test_resident_memory_is_bounded_over_many_episodes(sparse: Path) -> None:
     )
     resident = json.loads(done.stdout)
     assert resident["after"] - resident["before"] < mapped.RESIDENT_BYTES + 64 * 2**20
+
+
+SPLIT = """
+import json, sys
+from pathlib import Path
+import torch
+from metabench.data.splits import split_banks
+from metabench.engine.gather import ItemStore, training_batch
+from metabench.episodes.protocol import EpisodeShape
+from metabench.episodes.source import EpisodeSource
+from metabench.testing.benchmarks.subjects import TIERED_IMAGE, mapped_bank
+from metabench.testing.resident import peak_bytes, resident_mib
+
+torch.set_num_threads(1)
+whole = mapped_bank(Path(sys.argv[1]))
+before = resident_mib()
+names = {"train": whole.names[::2], "validation": whole.names[1::4], "test": whole.names[3::4]}
+banks = split_banks(whole.data, whole.offsets, whole.names, whole.digest, names)
+banks["both"] = banks["train"].joined(banks["validation"])
+split = resident_mib() - before
+source = {name: EpisodeSource(bank, EpisodeShape(ways=5, shots=1, queries=15),
+    b"0123456789abcdef") for name, bank in banks.items()}
+stores = {name: ItemStore(bank, TIERED_IMAGE, torch.device("cpu")) for name, bank in banks.items()}
+training_batch(source["train"].draw([0]), stores["train"], 5)
+begun = peak_bytes()
+for number in range(int(sys.argv[2])):
+    for name, store in stores.items():
+        training_batch(source[name].draw([number]), store, 5)
+read = (peak_bytes() - begun) / 2**20
+print(json.dumps({"split": split, "read": read, "gib": whole.data.nbytes / 2**30}))
+"""
+
+
+def test_splits_of_a_map_keep_to_the_bound_of_one_map(sparse: Path) -> None:
+    """Neither the splits nor what is read through all of them in turn are kept in memory."""
+    if resident_mib() is None:
+        pytest.skip("the system does not say how much memory is resident")
+    done = subprocess.run(
+        [sys.executable, "-c", SPLIT, str(sparse), "100"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    mebibytes = json.loads(done.stdout)
+    assert mebibytes["gib"] > 8
+    assert mebibytes["split"] < 32  # 3 x 8 bytes an item for the rows, and what is left over
+    assert mebibytes["read"] < mapped.RESIDENT_BYTES / 2**20 + 64
+
+
+def test_all_who_read_a_map_count_towards_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "RESIDENT_BYTES", 2000)
+    monkeypatch.setattr(mapped, "AROUND_BYTES", 0)
+    np.save(tmp_path / "items.npy", np.zeros((1000, 4), np.uint8))
+    whole = np.load(tmp_path / "items.npy", mmap_mode="r")
+    first, second = MappedItems(whole), MappedItems(whole)
+    assert first._map is second._map is not None
+    first[np.arange(300)]
+    assert mapped._read_of[first._map] == 1200
+    second[np.arange(200)]
+    assert mapped._read_of[first._map] == 2000
+    second[np.arange(1)]
+    assert mapped._read_of[first._map] == 0
 
 
 def test_letting_go_of_pages_leaves_what_is_read(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metabench import ItemSpec
+from metabench import ItemSpec, channels_last
 from metabench.plugins import load_registry
-from metabench_plugins.backbones.images import channels_last
 
 
 @pytest.mark.parametrize("name", ["conv4", "resnet12"])

@@ -99,8 +99,10 @@ def test_banks_are_the_drawings_of_their_classes(tmp_path: Path) -> None:
         assert set(bank.class_sizes) == {100}
         first = bank.names[0]
         start = names.index(first) * 100
-        np.testing.assert_array_equal(bank.data[:100], images[start : start + 100])
+        np.testing.assert_array_equal(bank.items(np.arange(100)), images[start : start + 100])
     assert QuickDraw(tmp_path).item(None).shape == banks["train"].data.shape[1:]
+    assert all(bank.data is banks["train"].data for bank in banks.values())
+    assert isinstance(banks["train"].data, np.memmap)
 
 
 def test_the_second_start_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

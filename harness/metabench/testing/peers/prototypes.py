@@ -319,6 +319,6 @@ def _check_episodes(bank: ClassBank, peers: Sequence[Any]) -> None:
         raise DifferentResultsError(f"episodes of {support.shape} and of {peers[0].shape}")
     for images in (support, peers[0]):
         codes = (images * 255).round().to(torch.uint8).numpy()
-        known = {image.tobytes() for image in np.asarray(bank.data)}
+        known = {image.tobytes() for image in np.asarray(bank.items())}
         if not all(image.tobytes() in known for image in codes):
             raise DifferentResultsError("an episode has an image that is not of the data set")
