@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +32,7 @@ from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context
 from metabench.api.items import EpisodeBatch, Targets, one_episode
 from metabench.engine.modes import current_engine
+from metabench.engine.numerics import generator_states, same_states, set_generators
 
 log = logging.getLogger("metabench.train")
 
@@ -93,13 +92,13 @@ def step_by_task(algorithm: Algorithm, batch: EpisodeBatch, ctx: Context) -> Ten
         return _part(module, trainable, one_episode(batch, b), _alone(ctx, b), weights[b])
 
     threads = _threads_for(algorithm, len(weights))
-    generators = _generators()
+    generators = generator_states()
     try:
         whole = _added(_parts(algorithm, one, len(weights), threads), len(trainable))
     except _DrewError:
         # Which thread drew first was chance. Nothing is changed yet, so from the start.
         _in_order[algorithm] = True
-        _set_generators(generators)
+        set_generators(generators)
         whole = _added(_parts(algorithm, one, len(weights), 1), len(trainable))
     for parameter, total in zip(trainable, whole.grads, strict=True):
         if total is not None:
@@ -128,7 +127,7 @@ def _part(
         (name, owner, key, value, value._version, value.clone())
         for name, owner, key, value in _buffers_of(module)
     ]
-    generators = _generators()
+    generators = generator_states()
     with torch.enable_grad():
         loss = module.training_loss(batch, ctx) * weight
         grads = torch.autograd.grad(loss, trainable, allow_unused=True)
@@ -141,7 +140,7 @@ def _part(
             assert now is not None
             changed[name] = now.clone()
             owner._buffers[key] = value.copy_(kept)
-    return Part(loss.detach(), grads, changed, not _same(generators, _generators()))
+    return Part(loss.detach(), grads, changed, not same_states(generators, generator_states()))
 
 
 def _parts(
@@ -259,28 +258,6 @@ def _one_core() -> Iterator[None]:
 def _pool(threads: int) -> ThreadPoolExecutor:
     # Each on one core: what a thread computes is what the only thread of a worker computes.
     return ThreadPoolExecutor(threads, "task", initializer=lambda: torch.set_num_threads(1))
-
-
-# The global generators, from which plugins should not draw.
-
-
-def _generators() -> tuple[Tensor, Any, Any]:
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-
-def _set_generators(states: tuple[Tensor, Any, Any]) -> None:
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(states[2])
-
-
-def _same(one: tuple[Tensor, Any, Any], other: tuple[Tensor, Any, Any]) -> bool:
-    of_numpy = zip(one[2], other[2], strict=True)
-    return (
-        torch.equal(one[0], other[0])
-        and one[1] == other[1]
-        and all(np.array_equal(a, b) for a, b in of_numpy)
-    )
 
 
 def _alone(ctx: Context, b: int) -> Context:

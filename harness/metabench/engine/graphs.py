@@ -22,6 +22,7 @@ from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context
 from metabench.api.items import EpisodeBatch
 from metabench.engine.lift import flatten, restore
+from metabench.engine.numerics import generator_states, same_states, set_generators
 
 log = logging.getLogger("metabench.train")
 
@@ -117,6 +118,49 @@ class Outcome(NamedTuple):
         )
 
 
+class _Before:
+    """What a step may change, as it is now: buffers, attributes, random states; gradients go.
+
+    Of an attribute it is only known which object it is, not what a list, say, holds.
+    """
+
+    def __init__(self, algorithm: Algorithm, device: torch.device) -> None:
+        self.algorithm, self.device = algorithm, device
+        self.attributes = [(own, dict(own)) for own in map(vars, algorithm.modules())]
+        kinds = ("_parameters", "_buffers", "_modules")
+        places = [own[kind] for own, _ in self.attributes for kind in kinds]
+        self.places = [(own, dict(own)) for own in places]
+        self.pointers = [x.data_ptr() for x in self._tensors()]
+        self.buffers = [(x, x.clone()) for x in algorithm.buffers()]
+        self.random = generator_states()
+        self.of_device = torch.cuda.get_rng_state(device)
+
+    def drawn(self) -> bool:
+        """Whether random numbers were drawn since."""
+        of_device = torch.cuda.get_rng_state(self.device)
+        same = same_states(self.random, generator_states())
+        return not (same and torch.equal(self.of_device, of_device))
+
+    def placed(self) -> bool:
+        """Whether other tensors are in the places of parameters or buffers."""
+        # Those that were there are held by this, so no other can have got their memory.
+        return self.pointers != [x.data_ptr() for x in self._tensors()]
+
+    def put_back(self) -> None:
+        for own, before in (*self.attributes, *self.places):
+            own.clear()
+            own.update(before)
+        with torch.no_grad():
+            for buffer, value in self.buffers:
+                buffer.copy_(value)
+        _without_grads(self.algorithm)
+        set_generators(self.random)
+        torch.cuda.set_rng_state(self.of_device, self.device)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.algorithm.parameters(), *self.algorithm.buffers()]
+
+
 class _OneShape:
     """The graph for batches of one shape: warmed up, captured, checked, then trusted."""
 
@@ -139,9 +183,7 @@ class _OneShape:
 
     def _looked_at(self, batch: EpisodeBatch, ctx: Context) -> Tensor:
         """As usual, and refused if it does what a graph can't repeat. Nothing is done twice."""
-        watched, random = WatchedContext(ctx), self._random()
-        places = [x.data_ptr() for x in self._tensors()]
-        kept = self._buffers_kept()
+        watched, before = WatchedContext(ctx), self._before()
         try:
             with self._beside(), no_waiting():
                 loss = self.algorithm.training_step(batch, watched)
@@ -153,45 +195,44 @@ class _OneShape:
             reason = ""
         if watched.noted:
             reason = f"it reads ctx.{', ctx.'.join(sorted(watched.noted))}"
-        elif not all(map(torch.equal, random, self._random())):
+        elif before.drawn():
             reason = "it draws random numbers"
-        elif places != [x.data_ptr() for x in self._tensors()]:
+        elif before.placed():
             reason = "it puts other tensors in the place of parameters or buffers"
+        # In its first step it may set itself up.
+        elif self.calls > 1 and (names := _changed(before.attributes)):
+            reason = f"it changes its attributes: {', '.join(names)}"
         if not reason:
             return loss
-        self._put_back(kept)
-        self._without_grads()
-        torch.set_rng_state(random[0])
-        torch.cuda.set_rng_state(random[1], self.stream.device)
+        before.put_back()
         raise NotCapturableError(reason)
 
     def _capture(self, batch: EpisodeBatch, ctx: Context) -> None:
-        """Record the step on static copies of a batch; capturing computes nothing."""
+        """Record the step on static copies of a batch; capturing computes nothing on the device."""
         tensors, rest = flatten(batch)
         self.inputs = [x.clone() for x in tensors]
         static: EpisodeBatch = restore(rest, self.inputs)
-        self._without_grads()
+        before = self._before()
+        _without_grads(self.algorithm)
         try:
             with torch.cuda.graph(self.graph, stream=self.stream):
                 loss = self.algorithm.training_step(static, ctx)
+            # The graph writes where these are; whoever steps the optimiser reads there.
+            self.made = self._outcome(loss)
         except RuntimeError as error:
-            self._without_grads()
             raise NotCapturableError(f"capture failed: {error}") from error
-        # The graph writes where these are; whoever steps the optimiser reads there.
-        self.made = self._outcome(loss)
-        self._without_grads()
+        finally:
+            before.put_back()
 
     def _checked(self, batch: EpisodeBatch, ctx: Context) -> Tensor:
         """As usual, and the same by the graph."""
-        kept = self._buffers_kept()
+        before = self._before()
         replayed = self._replayed(batch).copied()
-        self._put_back(kept)
-        self._without_grads()
+        before.put_back()
         with self._beside():
             usual = self._outcome(self.algorithm.training_step(batch, ctx))
         if not usual.same(replayed):
-            self._put_back(kept)
-            self._without_grads()
+            before.put_back()
             raise NotCapturableError("the recorded step gives other bits than the usual one")
         return usual.loss
 
@@ -208,23 +249,8 @@ class _OneShape:
         grads = [parameter.grad for parameter in self.algorithm.parameters()]
         return Outcome(loss, grads, list(self.algorithm.buffers()))
 
-    def _random(self) -> tuple[Tensor, Tensor]:
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self.stream.device)
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self.algorithm.parameters(), *self.algorithm.buffers()]
-
-    def _buffers_kept(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self.algorithm.buffers()]
-
-    @torch.no_grad()
-    def _put_back(self, kept: list[Tensor]) -> None:
-        for buffer, before in zip(self.algorithm.buffers(), kept, strict=True):
-            buffer.copy_(before)
-
-    def _without_grads(self) -> None:
-        for parameter in self.algorithm.parameters():
-            parameter.grad = None
+    def _before(self) -> _Before:
+        return _Before(self.algorithm, self.stream.device)
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
@@ -247,3 +273,17 @@ def no_waiting() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def _changed(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Names that stand for other objects than they did."""
+    names: set[str] = set()
+    for now, before in kept:
+        either = now.keys() | before.keys()
+        names |= {name for name in either if now.get(name) is not before.get(name)}
+    return sorted(names)
+
+
+def _without_grads(algorithm: Algorithm) -> None:
+    for parameter in algorithm.parameters():
+        parameter.grad = None

@@ -11,6 +11,9 @@ gradient more.
 
 from __future__ import annotations
 
+import functools
+import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -165,6 +168,7 @@ class _Step:
         def slopes(point: Flat) -> Any:
             return grad(self._loss, argnums=(0, 1, 2), has_aux=True)(point, self.moments, chosen)[0]
 
+        _set_up_forward_mode()
         along: Any = jvp(slopes, (self.point,), (to_slope,))
         second, to_moments, to_chosen = along[1]
         to_point = [a + b for a, b in zip(to_point, second, strict=True)]
@@ -197,6 +201,24 @@ class _Step:
         constant, batch = restore(self.of_outside, outside)
         params = {**constant, **restore(self.of_point, point)}
         return self.loop.loss(params, restore(self.of_moments, moments), batch, self.t)
+
+
+_setting_up = threading.Lock()
+
+
+@functools.cache
+def _set_up_forward_mode() -> None:
+    """Have PyTorch's forward mode set itself up, without a warning that is meant for nobody here.
+
+    The first dual tensor of a process has PyTorch script decompositions of its own, in
+    `torch._decomp.decompositions_for_jvp`, and so warn of its own call of `torch.jit.script`. Once
+    and beforehand: filters are the whole process's, and tasks may be shared among threads.
+    """
+    one = torch.ones(())
+    with _setting_up, warnings.catch_warnings():
+        of_script = r"`torch\.jit\.script` is (deprecated|not supported)"
+        warnings.filterwarnings("ignore", of_script, FutureWarning, r"torch\.jit\._script")
+        jvp(torch.neg, (one,), (one,))
 
 
 def _vjp(function: Callable[..., Any], *at: Flat) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from metabench.engine import chunks
 from metabench.engine.precision import Precision
@@ -136,3 +137,23 @@ def seed_all(*parts: object) -> None:
     torch.manual_seed(seed >> 1)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
+
+
+def generator_states() -> tuple[Tensor, Any, Any]:
+    """The states of the generators that `seed_all` seeds, those of devices left out."""
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def set_generators(states: tuple[Tensor, Any, Any]) -> None:
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
+
+
+def same_states(one: tuple[Tensor, Any, Any], other: tuple[Tensor, Any, Any]) -> bool:
+    of_numpy = zip(one[2], other[2], strict=True)
+    return (
+        torch.equal(one[0], other[0])
+        and one[1] == other[1]
+        and all(np.array_equal(a, b) for a, b in of_numpy)
+    )

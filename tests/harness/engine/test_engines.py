@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -150,6 +152,43 @@ def test_mixed_mode_agrees_with_finite_differences(net, tasks) -> None:
                     parameter.view(-1)[0] -= sign * step
             expected = (values[0] - values[1]) / (2 * step)
             torch.testing.assert_close(found.view(-1)[0], expected, rtol=1e-5, atol=1e-7)
+
+
+MIXED_FOR_THE_FIRST_TIME = """
+import sys
+import warnings
+import torch
+from metabench.engine.inner import sgd, unroll
+from metabench.engine.modes import using_engine
+
+
+def loss(params, buffers, batch, t):
+    warnings.warn("this loss is old", FutureWarning)
+    return params["w"].square().sum(), buffers
+
+
+weight = torch.ones(2, requires_grad=True)
+with using_engine("mixed"):
+    adapted, _, _ = unroll(loss, {"w": weight}, {}, None, (), sgd(0.1), ["w"], 1, 2)
+    adapted["w"].sum().backward()
+assert "torch._decomp.decompositions_for_jvp" in sys.modules
+print("adapted", file=sys.stderr)
+torch.jit.script(torch.nn.Identity())
+"""
+
+
+def test_of_warnings_only_that_of_pytorch_about_itself_is_not_shown() -> None:
+    """In a process of its own: PyTorch sets its forward mode up once."""
+    done = subprocess.run(
+        [sys.executable, "-c", MIXED_FOR_THE_FIRST_TIME],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = done.stderr.split("adapted")
+    assert "FutureWarning: this loss is old" in before
+    assert "torch.jit" not in before
+    assert "FutureWarning: `torch.jit.script`" in after
 
 
 def test_a_batch_of_tasks_may_be_any_tree(tasks) -> None:
