@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.func import grad
 
 Tensors = dict[str, Tensor]
+MOST_KINDS = 256
+"""Kinds of steps (networks, shapes, norm modes) that one process may compile. PyTorch's own limit
+of 8 would make a worker's next cell fail."""
+
 Loss = Callable[[Tensors, Tensors, Any, int], tuple[Tensor, Tensors]]
 
 
@@ -39,4 +43,7 @@ def _gradient(
 @functools.cache
 def _compiled() -> Callable[..., tuple[Tensors, Tensors]]:
     # Importing the compiler takes seconds: not before it is asked for.
-    return torch.compile(_gradient, fullgraph=True, dynamic=False)
+    made: Callable[..., tuple[Tensors, Tensors]] = torch.compile(  # type: ignore[call-overload]
+        _gradient, fullgraph=True, dynamic=False, recompile_limit=MOST_KINDS
+    )
+    return made

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metabench.engine.inner import Tensors, unroll
+from metabench.engine.inner import Tensors, sgd, unroll
 from metabench.engine.lift import over_tasks
 from metabench.engine.modes import (
     ENGINES,
@@ -130,6 +130,26 @@ def test_the_outer_loss_and_its_gradient_are_those_of_the_loop(
 @pytest.mark.parametrize("order", [1, 2])
 def test_so_are_they_when_the_step_is_compiled(net, tasks, order) -> None:
     agrees(net, tasks, "compile", order, 3, "all")
+
+
+@pytest.mark.slow
+def test_a_process_compiles_more_kinds_of_steps_than_pytorch_would_by_itself(tasks) -> None:
+    limit = torch._dynamo.config.recompile_limit
+    for features in range(1, limit + 3):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, features), nn.Linear(features, WAYS))
+        params = {n: p.double() for n, p in net.named_parameters()}
+
+        def loss(
+            p: Tensors, b: Tensors, batch: Any, t: int, net: nn.Module = net
+        ) -> tuple[Tensor, Tensors]:
+            return F.cross_entropy(functional_call(net, p, (batch[0],)), batch[1]), b
+
+        def adapted(engine: Any, loss: Any = loss, params: Tensors = params) -> Tensors:
+            batch = tasks["support"][0], tasks["labels"][0]
+            with using_engine(engine):
+                return unroll(loss, params, {}, batch, (), sgd(0.1), list(params), 2, 1)[0]
+
+        torch.testing.assert_close(adapted("compile"), adapted("loop"), rtol=1e-10, atol=1e-12)
 
 
 def test_the_second_order_gradient_is_not_the_first(net, tasks) -> None:

@@ -206,10 +206,8 @@ def test_drawing_and_gathering(
 # Algorithms.
 
 
-# `vmap` has no rule of its own for each operation, and says so; the compiler's parts warn of
-# each other.
+# `vmap` has no rule of its own for each operation, and says so.
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_inner_loop(timed: Callable[..., None], subject: Subject, engine: EngineName) -> None:
     """Adapt a meta-batch as in training, and take an outer gradient through it."""
     batch, context = subject.training_batch()
