@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -31,8 +32,13 @@ from metabench.testing.peers.rows import NotMeasuredError, Row, Setting, version
 STEPS, TASKS, QUICK_TASKS = 5, 16, 4
 NO_PEER = "none of higher, torchopt and learn2learn is installed: pip install 'metabench[peers]'"
 
-EXACT, SINGLE = 1e-8, 2e-3
-"""Allowed difference of meta-gradients, as a fraction of their norm: float64, and float32."""
+EXACT, SINGLE, COMPILED = 1e-8, 2e-3, 0.1
+"""Allowed difference of meta-gradients, as a fraction of their norm: float64, float32, and float32
+of compiled code.
+
+A max-pool that takes another pixel for another rounding moves the gradient of made-up images by
+.02 to .04 (seen between 1 thread and 2 of the same code), and compiled kernels round by themselves.
+"""
 
 PeersNetwork = Callable[[GradientAlgorithm], nn.Sequential]
 
@@ -66,29 +72,38 @@ def check_gradients(
 ) -> None:
     """Raise DifferentResultsError unless both leave the same meta-gradient, in float64 and float32.
 
-    In float32 the peer has our network: kernels for two memory layouts round differently, and a
-    max-pool that takes another pixel for it moves the gradient by .03. The engine `compile` is
-    looked at in float32 only, which is what is timed.
+    In float32 the peer has our network, and both have one thread a kernel: others round otherwise.
     """
-    for doubled in (True, False):
+    of_float32 = COMPILED if engine == "compile" else SINGLE
+    for precision, tolerance in (("float64", EXACT), ("float32", of_float32)):
+        doubled = precision == "float64"
         model = copy.deepcopy(algorithm)
         if doubled:
             model.double()
         theirs_is = peers_network if doubled else twin
         network = theirs_is(model)
-        mine: EngineName = "loop" if doubled and engine == "compile" else engine
         here = in_float64(batch) if doubled else batch
         leaves = list(network.parameters())  # some peers put others in their places
-        step = our_step(model, feed, mine, threads)
-        step(here)
-        step(here)  # in the first one no tasks are shared
+        step = our_step(model, feed, engine, threads)
         given = default_layout(here) if theirs_is is documented else here
-        make(network, INNER_LR, steps, algorithm.order)(given)
+        with one_thread_a_kernel():
+            step(here)
+            step(here)  # in the first one no tasks are shared
+            make(network, INNER_LR, steps, algorithm.order)(given)
         ours = [p.grad for p in model.parameters() if p.grad is not None]
         theirs = [p.grad for p in leaves if p.grad is not None]
-        precision = "float64" if doubled else "float32"
-        what = f"meta-gradients of {mine} and {name}, {precision}"
-        check_close(what, ours, theirs, EXACT if doubled else SINGLE)
+        check_close(f"meta-gradients of {engine} and {name}, {precision}", ours, theirs, tolerance)
+
+
+@contextmanager
+def one_thread_a_kernel() -> Iterator[None]:
+    """PyTorch's kernels each run in one thread; tasks may be shared among threads all the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def meta_step(order: int, peers_network: PeersNetwork = documented) -> Callable[[Setting], Row]:

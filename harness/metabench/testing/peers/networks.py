@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metabench.api.algorithm import Algorithm
-from metabench.api.backbone import Backbone, ItemSpec
+from metabench.api.backbone import Backbone, ItemSpec, channels_last
 from metabench.api.items import EpisodeBatch, PyTree, tree_map
 from metabench.api.recipe import Recipe
 from metabench.engine.build import Blueprint
@@ -112,14 +112,22 @@ def default_layout(tree: PyTree) -> Any:
 def twin(algorithm: GradientAlgorithm) -> nn.Sequential:
     """Our network for a peer: its own copy of backbone and head, of plain PyTorch layers.
 
-    It has all that we do to make the network fast (max-pool before the ReLU, weights channels
-    last), so that what is compared is the inner loop alone. Its parameters are in our order. The
-    backbone's own class is left out: `higher` takes no module that is an abstract class as well.
+    It has all that we do to make the network fast (max-pool before the ReLU, weights and images
+    channels last), so that what is compared is the inner loop alone. Its parameters are in our
+    order. The backbone's own class is left out: `higher` takes no module that is an abstract class
+    as well.
     """
     blocks = copy.deepcopy(algorithm.backbone.get_submodule("blocks"))
-    network = nn.Sequential(blocks, nn.Flatten(), copy.deepcopy(algorithm.head))
+    network = nn.Sequential(ChannelsLast(), blocks, nn.Flatten(), copy.deepcopy(algorithm.head))
     plain_norms(network, track=False)
     return network.train()
+
+
+class ChannelsLast(nn.Module):
+    """The layer that lays images channels last."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return channels_last(images)
 
 
 def plain_norms(module: nn.Module, track: bool) -> None:
