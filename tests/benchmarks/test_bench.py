@@ -61,7 +61,7 @@ def test_it_times_a_contributed_algorithm(
     done = metabench(*args, path=(path,), **NOT_A_WORKER)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert {row["group"] for row in rows} == {"evaluation of 10 episodes"}
+    assert {row["group"] for row in rows} == {"evaluation of 40 episodes"}
     assert all(row["median_ms"] > 0 and row["rounds"] >= 2 for row in rows)
     assert all("pixel-centroid" in row["benchmark"] for row in rows)
 

@@ -20,8 +20,7 @@ from metabench.testing.peers.fair import (
     DifferentResultsError,
     check_close,
     fastest,
-    in_turns,
-    row_of_pairs,
+    paired,
 )
 from metabench.testing.peers.inner_loops import PEERS, MetaStep, add_gradients, tasks_of
 from metabench.testing.peers.maml import check_gradients
@@ -38,17 +37,18 @@ from metabench.testing.peers.rows import COLUMNS, NotMeasuredError, Row, Setting
 
 SETTING = Setting("cpu", 2, True, None, ("loop",), Path())
 ISSUED = ["work", "ours", "peer", "peer_name", "ratio", "ratio_low", "ratio_high", "goal", "device"]
+BESIDE = ["blocks", "drift"]
 
 
 def row(work: str, ratio: float = 2.0) -> Row:
-    return Row(work, 1.0, ratio, "peer 1.0", ratio, ratio, ratio, 1.5, "cpu, 2 cores")
+    return Row(work, 1.0, ratio, "peer 1.0", ratio, ratio, ratio, 1.5, "cpu, 2 cores", 3, 0.01)
 
 
 # The CSV.
 
 
 def test_the_columns_are_those_that_were_promised() -> None:
-    assert list(COLUMNS) == ISSUED
+    assert list(COLUMNS) == ISSUED + BESIDE
 
 
 def test_a_work_that_is_measured_again_replaces_its_row_and_no_other(tmp_path: Path) -> None:
@@ -62,11 +62,28 @@ def test_a_work_that_is_measured_again_replaces_its_row_and_no_other(tmp_path: P
     assert len(path.read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_a_ratio_over_one_is_for_us_and_lies_in_its_interval() -> None:
-    found = row_of_pairs("w", [1.0, 1.1, 0.9], [3.0, 3.3, 2.7], "peer", SETTING)
-    assert found.ratio == pytest.approx(3.0)
-    assert found.ratio_low <= found.ratio <= found.ratio_high
+def pairs_of(ours: list[float], peer: list[float], **options: Any) -> Row:
+    mine, theirs = iter(ours), iter(peer)
+    return paired(
+        "w", lambda: next(mine), lambda: next(theirs), "peer", SETTING, len(ours), **options
+    )
+
+
+def test_a_ratio_over_one_is_for_us_and_is_the_median_of_the_pairs() -> None:
+    found = pairs_of([1.0, 1.1, 0.9], [3.0, 4.4, 1.8])
     assert (found.ours, found.peer) == (1.0, 3.0)
+    ratios = found.ratio_low, found.ratio, found.ratio_high
+    assert ratios == pytest.approx((2.0, 3.0, 4.0))  # of three pairs the range
+    assert found.blocks == 3
+    assert found.drift is not None
+    assert found.drift > 0
+
+
+def test_of_many_pairs_there_is_an_interval_and_of_memory_no_drift() -> None:
+    rng = np.random.default_rng(0)
+    found = pairs_of([1.0] * 40, list(rng.normal(2, 0.1, 40)), of_times=False)
+    assert 1.9 < found.ratio_low < found.ratio < found.ratio_high < 2.1
+    assert found.drift is None
 
 
 # Fair play.
@@ -78,9 +95,10 @@ def test_the_sides_take_turns_in_who_is_first() -> None:
     def note(name: str) -> Callable[[], float]:
         return lambda: float(called.append(name) is None)
 
-    mine, theirs = in_turns(note("a"), note("b"), 4)
-    assert called == ["a", "b", "b", "a", "a", "b", "b", "a"]
-    assert len(mine) == len(theirs) == 4
+    paired("w", note("a"), note("b"), "peer", SETTING, 8)
+    blocks = ["".join(called[i : i + 2]) for i in range(0, 16, 2)]
+    assert sorted(blocks) == ["ab"] * 4 + ["ba"] * 4
+    assert blocks not in (["ab", "ba"] * 4, ["ba", "ab"] * 4)  # by chance
 
 
 def test_the_fastest_of_several_is_compared() -> None:
@@ -182,10 +200,14 @@ def test_what_cannot_be_measured_is_said_and_the_rest_goes_on(
     def different(setting: Setting) -> Row:
         raise DifferentResultsError("gradients: differ by 1")
 
+    def broken(setting: Setting) -> Row:
+        raise ZeroDivisionError("in the peer")
+
     works = (
         Work("one", 4.0, lambda setting: row("first")),
         Work("two", 4.0, not_here),
         Work("three", 4.0, different),
+        Work("four", 4.0, broken),
     )
     monkeypatch.setattr(peers, "WORKS", works)
     threads = torch.get_num_threads()
@@ -196,10 +218,30 @@ def test_what_cannot_be_measured_is_said_and_the_rest_goes_on(
     printed = capsys.readouterr()
     assert "two: not measured: no such data here" in printed.err
     assert "three: not timed, results differ: gradients" in printed.err
+    assert "four: failed: ZeroDivisionError: in the peer" in printed.err
     [line] = list(csv.DictReader((tmp_path / "speed.csv").open(encoding="utf-8")))
     assert line["work"] == "first"
     assert float(line["goal"]) == 4.0
     assert list(line) == list(asdict(row("x")))
+
+
+@pytest.mark.parametrize(
+    ("args", "left"),
+    [(["--quick"], ["old"]), (["--only", "one"], ["old", "new"]), ([], ["new"])],
+)
+def test_what_was_published_stays_until_there_is_something_in_its_place(
+    args: list[str], left: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "speed.csv"
+    write([row("old")], path, keep=False)
+    monkeypatch.setattr(peers, "WORKS", (Work("one", 4.0, lambda setting: row("new")),))
+    threads = torch.get_num_threads()
+    try:
+        assert peers.main(["--out", str(path), "--device", "cpu", *args]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    with path.open(encoding="utf-8", newline="") as file:
+        assert [line["work"] for line in csv.DictReader(file)] == left
 
 
 def test_the_made_up_images_are_in_the_numbers_of_omniglots_evaluation_set() -> None:

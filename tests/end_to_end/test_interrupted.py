@@ -131,8 +131,8 @@ def test_timing_that_is_ended_says_what_is_kept(
     printed, told = process.communicate(timeout=60)
     assert (process.returncode, printed) == (code, "")
     assert told.splitlines()[-1] == (
-        f"{what}; what was timed is kept. Go on with: metabench time --suite these.toml --out out"
-        " --seconds 5"
+        f"{what}; what was timed is kept. All again with: metabench time --suite these.toml"
+        " --out out --seconds 5"
     )
     assert "Traceback" not in told
     assert not any(worker.is_running() for worker in workers)

@@ -20,13 +20,14 @@ _NOT_AGAIN = {"fresh", "failed", "fail_fast", "dry_run"}
 
 
 @contextmanager
-def keeping(ctx: click.Context, what: str) -> Iterator[None]:
-    """Where what runs in here is ended by Ctrl-C or SIGTERM, say what is kept and how to go on.
+def keeping(ctx: click.Context, what: str, then: str = "Go on with") -> Iterator[None]:
+    """Where what runs in here is ended by Ctrl-C or SIGTERM, say what is kept and what to type.
 
     The exit code is 130 or 143 then, as a shell's.
 
     Args:
         what: such as "what is finished is kept".
+        then: what the line that was typed does if it is typed again.
     """
     try:
         with _ended_by_sigterm():
@@ -34,7 +35,7 @@ def keeping(ctx: click.Context, what: str) -> Iterator[None]:
     except KeyboardInterrupt as end:
         _no_more_interrupts()
         how, code = ("terminated", 143) if isinstance(end, _Terminated) else ("interrupted", 130)
-        tell(f"{how}; {what}. Go on with: {again(ctx)}")
+        tell(f"{how}; {what}. {then}: {again(ctx)}")
         ctx.exit(code)
 
 

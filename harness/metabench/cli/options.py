@@ -80,7 +80,7 @@ def device_option(function: F) -> F:
 def run_options(function: F) -> F:
     """Add what run and time have in common: which cells, computed how, kept where."""
     function = out_option(data_option(function))
-    return cell_options(device_option(_engine_option(_precision_option(function))))
+    return _filter_options(device_option(_engine_option(_precision_option(function))))
 
 
 def _engine_option(function: F) -> F:
@@ -117,14 +117,19 @@ class _Seeds(_ParamType):
             self.fail(f"{value!r} is no list of whole numbers such as 0,1,2", param, ctx)
 
 
-_CELLS = (
-    click.option(
+def suite_option(default: str = "") -> Callable[[F], F]:
+    """Add `-s/--suite`; it must be typed unless the text says what happens by `default`."""
+    return click.option(
         "-s",
         "--suite",
-        required=True,
+        required=not default,
         shell_complete=complete.suites,
-        help="A suite's name, or the path of a TOML file.",
-    ),
+        help="A suite's name, or the path of a TOML file."
+        + (default and f"  [default: {default}]"),
+    )
+
+
+_FILTERS = (
     click.option(
         "-a",
         "--algorithm",
@@ -169,12 +174,12 @@ _CELLS = (
 )
 
 
-def cell_options(function: F) -> F:
-    """Add the suite and the filters that choose cells in it; the verb passes them to `prepare`.
+def _filter_options(function: F) -> F:
+    """Add the filters that choose cells in a suite; the verb passes them to `prepare`.
 
     `seeds` and `seed` are for `chosen_seeds`.
     """
-    for option in reversed(_CELLS):
+    for option in reversed(_FILTERS):
         function = option(function)
     return function
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metabench.cli.ending import again, keeping, tell
-from metabench.cli.options import chosen_seeds, run_options
+from metabench.cli.options import chosen_seeds, run_options, suite_option
 from metabench.cli.output import format_options, print_rows
 from metabench.rendering import Format
 
@@ -19,6 +19,7 @@ FAILED = 1
 
 
 @click.command("run")
+@suite_option()
 @run_options
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), help="Worker processes. [default: one a free core]"

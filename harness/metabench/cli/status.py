@@ -148,14 +148,18 @@ def _explained(store: Store, suite: str | None, data_dir: Path, device: str) -> 
 
     known = registry()
     bench = Workbench(known, data_dir, resolve_device(device))
-    for name in [suite] if suite is not None else _registered(store, known.suites):
+    for name in [suite] if suite is not None else registered_suites(store, known.suites):
         opened = open_suite(name, known)
         for cell, state, why in explain(store, bench, build_matrix(opened, known)):
             yield {"suite": opened.name, "cell": cell.id, "state": state, "why": why}
 
 
-def _registered(store: Store, known: Iterable[str]) -> list[str]:
-    """The suites of the folder that can be opened by their names."""
+def registered_suites(store: Store, known: Iterable[str]) -> list[str]:
+    """The suites of the folder that can be opened by their names.
+
+    Raises:
+        UsageError: there is none.
+    """
     names, there = set(known), store.suites()
     for name in there:
         if name not in names:

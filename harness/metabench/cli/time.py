@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metabench.cli.ending import keeping, tell
-from metabench.cli.options import chosen_seeds, run_options
+from metabench.cli.options import chosen_seeds, run_options, suite_option
 from metabench.cli.output import format_options, print_rows, print_text
+from metabench.cli.status import registered_suites
 from metabench.errors import UsageError
 from metabench.rendering import Format, Row, to_json
 
@@ -38,6 +39,7 @@ FAILED = 1
 
 
 @click.command("time")
+@suite_option(default="all registered ones that were run into the result folder")
 @run_options
 @click.option(
     "--seconds",
@@ -66,32 +68,41 @@ def command(
 
     One worker times, one cell after the other: adapting to an episode, predicting its queries, and
     a step of training. Where several seeds of a row are finished, the first stands for the row.
-    A median stands with its 95% interval in brackets; share_of_peak is of adapting and predicting
-    together. The CSV and the JSON have all figures; with --kernels, the CSV is of these. Times are
-    kept in the result folder, where tables find them. Leave the machine alone meanwhile.
+    A median stands with its 95% interval in brackets; first_call_ms is the first adaptation of a
+    cell, with what is compiled or set up in it (in the first cell, also what PyTorch sets up);
+    share_of_peak is of adapting and predicting together. The JSON has all figures and conditions,
+    the CSV those of the clock; with --kernels, the CSV is of these. Times are kept in the result
+    folder, where tables find them. Leave the machine alone meanwhile.
     """
     wanted = chosen_seeds(seeds, seed)
     strict = ctx.find_root().params.get("strict_plugins", False)
     suite = options.pop("suite")
-    with keeping(ctx, "what was timed is kept"):
+    with keeping(ctx, "what was timed is kept", "All again with"):
         from metabench.cli.watch import watching
         from metabench.experiment.prepared import prepare
+        from metabench.plugins import registry
         from metabench.runner.timing import time_cells
+        from metabench.store.store import Store
 
-        asked = prepare(suite, seeds=wanted, jobs=1, strict_plugins=strict, **options)
+        store = Store.open(options["out"], create=False)
+        suites = [suite] if suite else registered_suites(store, registry().suites)
+        asked = [
+            prepare(name, seeds=wanted, jobs=1, strict_plugins=strict, **options) for name in suites
+        ]
         with watching(quiet) as watch:
             timed = time_cells(
-                asked.cells,
-                asked.registry,
-                asked.options,
+                [cell for one in asked for cell in one.cells],
+                asked[0].registry,
+                asked[0].options,
                 seconds=seconds,
                 kernels=kernels,
                 watch=watch,
             )
     if not timed.times and not timed.failures:
+        which = " or ".join(repr(one.suite.name) for one in asked)
         raise UsageError(
-            f"no such cell of suite {asked.suite.name!r} is finished in {asked.options.results}",
-            f"run them first: metabench run -s {shlex.quote(suite)}; metabench status --explain"
+            f"no such cell of suite {which} is finished in {asked[0].options.results}",
+            f"run them first: metabench run -s {shlex.quote(suites[0])}; metabench status --explain"
             " says why a finished one doesn't count",
         )
     _print(timed, fmt, kernels)
@@ -203,12 +214,12 @@ def _tell_conditions(timed: TimedCells) -> None:
         )
 
 
-def _tell_unfinished(asked: Prepared, timed: TimedCells) -> None:
-    if not timed.unfinished:
-        return
-    names = _named([cell.id for cell in timed.unfinished])
-    suite = shlex.quote(asked.command_name)
-    tell(f"not finished and left out: {names}; finish them with: metabench run -s {suite}")
+def _tell_unfinished(asked: Sequence[Prepared], timed: TimedCells) -> None:
+    for one in asked:
+        rest = [cell.id for cell in timed.unfinished if cell.suite == one.suite.name]
+        if rest:
+            names, suite = _named(rest), shlex.quote(one.command_name)
+            tell(f"not finished and left out: {names}; finish them with: metabench run -s {suite}")
 
 
 def _named(names: Sequence[str]) -> str:

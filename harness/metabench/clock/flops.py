@@ -61,7 +61,7 @@ def count_flops(call: Callable[[], object]) -> Flops | None:
         with using_engine("loop"), uncounted, counter:
             call()
     except Exception as error:
-        log.debug("FLOPs can't be counted: %s: %s", type(error).__name__, error)
+        log.info("FLOPs can't be counted: %s: %s", type(error).__name__, error)
         return None
     return Flops(int(counter.get_total_flops()), tuple(sorted(uncounted.names)))
 

@@ -19,11 +19,16 @@ from metabench.clock.stopwatch import Call, Reading, stopwatch
 from metabench.clock.timer import ClockError
 from metabench.clock.times import DeviceTimes, PartTimes, Times
 from metabench.clock.window import collect_young, window
+from metabench.engine import graphs
 from metabench.engine.trial import Trial
 from metabench.episodes.bank import ClassBank
 
 WARM_UP = 3
 """Calls before the steady state; the first of them is told apart."""
+LEAST_WARM_UP = 2
+"""Of those, whatever they cost."""
+UNTIL_TRUSTED = graphs.WARM_UP + graphs.CHECKS + 1
+"""The calls after which a captured step is launched as a graph, or is known not to be one."""
 FASTEST = 4.0
 """Nothing computes this many times faster than the machine's peak: a mistake, and refused."""
 LONG_S = 0.5
@@ -81,11 +86,12 @@ def measure(
     device = trial.device
     parts: dict[PartName, PartTimes] = {}
     with window(device) as conditions:
-        peak = measured_peak(device)
+        peak = measured_peak(device, trial.precision)
         for part in parts_of(trial, algorithm, bank or trial.training_bank):
             engine = trial.engines.train if part.grad else trial.engines.test
             with torch.set_grad_enabled(part.grad), trial.computing(engine):
-                times = _timed(part, device, plan)
+                captured = engine == "graph" and part.grad
+                times = _timed(part, device, plan, UNTIL_TRUSTED if captured else LEAST_WARM_UP)
                 # After the times: counting and profiling load much that a first call should show.
                 times = _with_flops(part, times, peak)
                 if kernels:
@@ -95,10 +101,10 @@ def measure(
     return Times(parts, conditions, str(trial.engines), trial.precision, peak, clocks(device))
 
 
-def _timed(part: Part, device: torch.device, plan: TimingPlan) -> PartTimes:
+def _timed(part: Part, device: torch.device, plan: TimingPlan, least: int) -> PartTimes:
     reset_peaks(device)
     watch = stopwatch(device)
-    first, cost = _warmed_up(part.at, watch.read, plan)
+    first, cost = _warmed_up(part.at, watch.read, plan, least)
     count = plan.samples(cost)
     readings = [watch.read(part.at(WARM_UP + number)) for number in range(count)]
     memory = memory_peaks(device)
@@ -114,12 +120,12 @@ def _timed(part: Part, device: torch.device, plan: TimingPlan) -> PartTimes:
 
 
 def _warmed_up(
-    at: Callable[[int], Call], read: Callable[[Call], Reading], plan: TimingPlan
+    at: Callable[[int], Call], read: Callable[[Call], Reading], plan: TimingPlan, least: int
 ) -> tuple[float, float]:
-    """Seconds of the first call, and of a call once warmed up."""
-    costs = [read(at(0)).total, read(at(1)).total]
-    for number in range(2, WARM_UP):
-        if sum(costs[1:]) < plan.seconds:  # the first may have compiled
+    """Seconds of the first call, and of a call once warmed up: by `least` calls, or some more."""
+    costs: list[float] = []
+    for number in range(max(least, WARM_UP)):
+        if number < least or sum(costs[1:]) < plan.seconds:  # the first may have compiled
             costs.append(read(at(number)).total)
     return costs[0], min(costs)
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from metabench.clock.stopwatch import stopwatch
+from metabench.engine.precision import Precision, computing_in
 
 SECONDS = 0.2
 """What each of the two may take, warm-up apart."""
@@ -32,15 +33,15 @@ class Peak(NamedTuple):
     source: Source
 
 
-def measured_peak(device: torch.device) -> Peak:
-    """The peak of this machine in float32 with as many threads as PyTorch has now."""
-    return _measured(str(device), torch.get_num_threads())
+def measured_peak(device: torch.device, precision: Precision = "float32") -> Peak:
+    """The peak of this machine in a precision, with as many threads as PyTorch has now."""
+    return _measured(str(device), precision, torch.get_num_threads())
 
 
 @functools.cache
-def _measured(device_name: str, threads: int) -> Peak:
+def _measured(device_name: str, precision: Precision, threads: int) -> Peak:
     device = torch.device(device_name)
-    with torch.no_grad():
+    with torch.no_grad(), computing_in(precision, device.type):
         product = Peak(_rate(*_matrix_product(device), device), "matrix product")
         convolved = Peak(_rate(*_convolution(device), device), "convolution")
     return max(product, convolved)

@@ -23,10 +23,11 @@ from contextvars import ContextVar, copy_context
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context
@@ -100,11 +101,39 @@ def step_by_task(algorithm: Algorithm, batch: EpisodeBatch, ctx: Context) -> Ten
         _in_order[algorithm] = True
         set_generators(generators)
         whole = _added(_parts(algorithm, one, len(weights), 1), len(trainable))
+    else:
+        if threads > 1 and algorithm not in _compared:
+            with _one_core():
+                alone = _added(_parts(algorithm, one, len(weights), 1), len(trainable))
+            whole = _agreed(algorithm, whole, alone)
     for parameter, total in zip(trainable, whole.grads, strict=True):
         if total is not None:
             parameter.grad = _sum(parameter.grad, total)
     _keep(algorithm, whole.buffers)
     return torch.stack(whole.losses).sum()
+
+
+def _agreed(algorithm: Algorithm, shared: Whole, alone: Whole) -> Whole:
+    """What the first shared step came to, if that is to the last bit what it comes to alone.
+
+    A function that an algorithm keeps and that holds on to the algorithm itself would compute with
+    the original, not with the replica that it was copied into.
+    """
+    _compared.add(algorithm)
+    (ours, one), (theirs, other) = tree_flatten(shared), tree_flatten(alone)
+    if one == other and all(map(_equal, ours, theirs)):
+        return shared
+    log.warning(
+        "%s: its tasks are not shared among threads, as copies of it compute something else; does"
+        " a function that it keeps hold on to the algorithm itself?",
+        algorithm.name,
+    )
+    _in_order[algorithm] = True
+    return alone
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else torch.equal(a, b)
 
 
 def query_shares(targets: Targets) -> Tensor:
@@ -183,11 +212,12 @@ def _parts(
 def _threads_for(algorithm: Algorithm, tasks: int) -> int:
     threads = min(_threads.get(), tasks)
     # In the first step it is seen whether a task draws from a global generator. What is switched
-    # on for this thread only (autocast) would be off in others, and the compiler isn't for several.
+    # on for this thread only (autocast) would be off in others; the compiler isn't for several, and
+    # the levels of forward mode, which `mixed` needs, are the whole process's.
     shared = (
         next(algorithm.parameters()).device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and current_engine() != "compile"
+        and current_engine() not in ("compile", "mixed")
         and _in_order.get(algorithm) is False
     )
     return threads if shared else 1
@@ -195,6 +225,10 @@ def _threads_for(algorithm: Algorithm, tasks: int) -> int:
 
 _in_order: WeakKeyDictionary[Algorithm, bool] = WeakKeyDictionary()
 """Whether an algorithm's tasks have to go in order: they draw from a global generator (dropout)."""
+
+
+_compared: WeakSet[Algorithm] = WeakSet()
+"""Algorithms of which a shared step was compared with the same step alone."""
 
 
 def _replicas(algorithm: Algorithm, count: int) -> list[Algorithm]:

@@ -39,6 +39,8 @@ has to clear each page again at the next call: conv4-64 embeds 28 x 28 images in
 a time, and in 0.37 ms 256 at a time (conv4-64 at 84 x 84: 1.6 ms, 8 at a time, and 4 ms at 64). The
 value for CUDA leaves room for the workspaces of kernels in the last quarter; it is unmeasured.
 """
+_OF_THE_ALLOCATOR = ("can't allocate memory", "not enough memory")
+
 MOST_ITEMS = 256
 MOST_EPISODES = 256
 """Nothing is gained by more at once, and progress is told after each chunk."""
@@ -65,14 +67,24 @@ def that_fit(call: Callable[[], object], count: int, device_type: str, most: int
         # A compiled step can't be looked into; as a loop it holds no less.
         with using_engine("loop" if current_engine() == "compile" else current_engine()):
             held = most_held(call)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # or free memory would decide
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # or free memory would decide
         # What is wrong with the algorithm is told when it is run in earnest.
         log.warning("one at a time, as what it holds can't be found: %s", error)
         return 1
     fit = AT_ONCE[device_type] * count // max(1, held)
     return 1 << (max(1, min(most, fit)).bit_length() - 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: PyTorch's CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    return any(part in said for part in _OF_THE_ALLOCATOR)
 
 
 def most_held(call: Callable[[], object]) -> int:

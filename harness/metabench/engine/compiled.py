@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad
 
 Tensors = dict[str, Tensor]
@@ -26,8 +26,18 @@ def compiled_gradient(
     The gradient is a part of what is compiled, so an outer gradient goes back through compiled
     code once, not twice, which the compiler could not do.
     """
-    result: tuple[Tensors, Tensors] = _compiled()(loss, point, fixed, buffers, batch, t)
+    result: tuple[Tensors, Tensors] = _compiled()(
+        loss, _plain(point), _plain(fixed), buffers, batch, t
+    )
     return result
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    """The same without the type of a parameter, which later steps don't have: no second kind."""
+    return {
+        name: value.view_as(value) if isinstance(value, nn.Parameter) else value
+        for name, value in tensors.items()
+    }
 
 
 def _gradient(

@@ -107,7 +107,7 @@ class Descent:
         self.optimizer = make_optimizer(self.recipe, trainable) if trainable else None
         self.trainable = trainable
         self.device = device
-        self._training_step: Step | None = None
+        self._captured: Step | None = None
         self.best: dict[str, Tensor] | None = None
         self.best_score: float | None = None
         self.best_step = 0
@@ -150,11 +150,12 @@ class Descent:
         if isinstance(self.feed, EpisodeFeed):
             numbers, batch = self.feed.batch(step)
             rng = EpisodeRandom(self.feed.key, numbers, self.device)
-            if self._training_step is None:
-                captured = capturing()  # only now: whoever makes a phase may not run it yet
-                of = training_step_of if captured else _usual_step
-                self._training_step = of(self.algorithm, self.device)
-            return self._training_step(batch, Context("train", rng, step, total, name))
+            ctx = Context("train", rng, step, total, name)
+            if not capturing():
+                return self.algorithm.training_step(batch, ctx)
+            if self._captured is None:
+                self._captured = training_step_of(self.algorithm, self.device)
+            return self._captured(batch, ctx)
         assert isinstance(self.phase, Batches)
         data, classes = self.feed.batch(step)
         rng = EpisodeRandom(self.feed.key, [step], self.device)
@@ -247,10 +248,6 @@ class Descent:
         self.best = best or None
         self.best_score, self.best_step = meta["best_score"], int(meta["best_step"])
         return int(meta["step"])
-
-
-def _usual_step(algorithm: Algorithm, device: torch.device) -> Step:
-    return algorithm.training_step
 
 
 def checkpoint_seconds() -> float:

@@ -24,9 +24,11 @@ AUTO: dict[str, dict[int, EngineName]] = {
     "cpu": {1: "loop", 2: "loop"},
     "cuda": {1: "vmap", 2: "vmap"},
 }
-"""What `auto` means, by device type and order of the outer gradient; `make bench` measures it.
+"""What `auto` means, by device type and order of the outer gradient.
 
-The row of `cuda` is a guess from the number of kernels launched: it was never measured.
+`make bench` ends with what each engine takes over the one that stands here. Where that is less than
+1 on several machines, change the table; what compiling takes first, tens of seconds a shape, is not
+in it. The row of `cuda` is a guess from the number of kernels launched: it was never measured.
 """
 
 _current: ContextVar[EngineName] = ContextVar("engine", default="loop")

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from metabench.clock.measure import IN_RUN, TimingPlan, measure
 from metabench.engine.apart import sharing_tasks
+from metabench.engine.chunks import is_out_of_memory
 from metabench.engine.numerics import set_up_process
 from metabench.engine.progress import Monitor, Progress
 from metabench.errors import MetabenchError, NotANumberError, PluginError, StoreError
@@ -161,12 +160,10 @@ def _time(job: Job, bench: Workbench, store: Store) -> None:
 def failure_of(error: BaseException, where: str) -> Failure:
     """How a cell failed, by its exception."""
     text = _text(error)
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    # PyTorch's CPU allocator raises a plain RuntimeError.
-    of_torch = ("can't allocate memory", "not enough memory")
-    memory = memory or (isinstance(error, RuntimeError) and any(t in text for t in of_torch))
-    status: Literal["nan", "out-of-memory", "error"] = "out-of-memory" if memory else "error"
-    if isinstance(error, NotANumberError):
+    status: Literal["nan", "out-of-memory", "error"] = "error"
+    if is_out_of_memory(error):
+        status = "out-of-memory"
+    elif isinstance(error, NotANumberError):
         status = "nan"
     return Failure(
         status=status,

@@ -66,7 +66,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Ticking:
     """The clock that every reading is taken from; the machine's peak is what a fast one has."""
     clockwork = Ticking()
     monkeypatch.setattr(timer, "now", lambda: round(clockwork.now * 1e9))
-    monkeypatch.setattr(measuring, "measured_peak", lambda device: Peak(1e11, "convolution"))
+    monkeypatch.setattr(measuring, "measured_peak", lambda *asked: Peak(1e11, "convolution"))
     return clockwork
 
 

@@ -19,6 +19,7 @@ from metabench.api.recipe import Hyperparameters
 from metabench.engine import apart
 from metabench.engine.apart import query_shares, sharing_tasks
 from metabench.engine.gradient import GradientAlgorithm, GradientHyperparameters
+from metabench.engine.modes import using_engine
 from metabench.engine.norm import convert
 from metabench.engine.numerics import seed_all
 
@@ -160,6 +161,43 @@ def test_threads_change_not_one_bit(option: str) -> None:
         found = stepped(algorithm, batch, threads, steps=3)
         for one, other in zip(found, expected, strict=True):
             assert torch.equal(one, other)
+
+
+class Clinging(Apart):
+    """Keeps a function that holds on to the algorithm itself, which no copy is."""
+
+    def build(self) -> None:
+        super().build()
+        self.classify = lambda features: self.head(features)  # noqa: PLW0108
+
+    def forward(self, data):  # type: ignore[no-untyped-def]
+        return self.classify(self.backbone(data))
+
+
+def test_what_copies_compute_otherwise_is_not_shared(caplog: pytest.LogCaptureFixture) -> None:
+    batch = episodes()
+    expected = stepped(make(Clinging), batch, threads=1, steps=3)
+    found = stepped(make(Clinging), batch, threads=2, steps=3)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    [said] = [record.message for record in caplog.records if "not shared" in record.message]
+    assert "hold on to the algorithm itself" in said
+
+
+def test_the_levels_of_forward_mode_are_one_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the whole process's, so `mixed` takes its tasks one after the other."""
+    batch, asked = episodes(), []
+    usual = apart._parts
+    monkeypatch.setattr(apart, "_parts", lambda *args: (asked.append(args[-1]), usual(*args))[1])
+    algorithm, other = make(Apart), make(Apart)
+    with using_engine("mixed"):
+        [found, *_] = stepped(algorithm, batch, threads=3, steps=3)
+    assert asked == [1, 1, 1]
+    [expected, *_] = stepped(other, batch, threads=1, steps=3)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    for name in ("weight", "bias"):
+        grads = (getattr(one.head, name).grad for one in (algorithm, other))
+        torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-10)
 
 
 def test_several_threads_take_tasks(monkeypatch) -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
 
+from metabench.engine import compiled
 from metabench.engine.inner import Tensors, sgd, unroll
 from metabench.engine.lift import over_tasks
 from metabench.engine.modes import (
-    ENGINES,
+    AUTO,
     capturing,
     current_engine,
     engines_of,
@@ -43,13 +45,17 @@ class Net(nn.Module):
         return self.head(self.across(maps.flatten(1)))
 
 
-@pytest.fixture
-def net() -> Net:
-    torch.manual_seed(0)
+def made_net() -> Net:
     made = Net().double()
     convert(made)
     made.norm.mode = "fresh"
     return made
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return made_net()
 
 
 @pytest.fixture
@@ -130,6 +136,21 @@ def test_the_outer_loss_and_its_gradient_are_those_of_the_loop(
 @pytest.mark.parametrize("order", [1, 2])
 def test_so_are_they_when_the_step_is_compiled(net, tasks, order) -> None:
     agrees(net, tasks, "compile", order, 3, "all")
+
+
+def test_one_compilation_serves_all_steps_tasks_and_cells_of_a_shape(
+    tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    counted = torch.compile(compiled._gradient, fullgraph=True, dynamic=False, backend=counter)
+    monkeypatch.setattr(compiled, "_compiled", lambda: counted)
+    one = {name: value[:1] for name, value in tasks.items()}
+    agrees(made_net(), one, "compile", 2, 1, "all")
+    once = counter.frame_count
+    assert once >= 1
+    for _ in range(3):  # cells
+        agrees(made_net(), tasks, "compile", 2, 4, "all")
+    assert counter.frame_count == once
 
 
 @pytest.mark.slow
@@ -239,7 +260,7 @@ def test_an_engine_is_chosen_for_a_while() -> None:
 
 
 def test_the_engine_of_a_name() -> None:
-    assert resolve_engine("auto", "cpu", 2) in ENGINES
+    assert resolve_engine("auto", "cpu", 2) == AUTO["cpu"][2]
     assert resolve_engine("mixed", "cuda", 2) == "mixed"
     assert resolve_engine("mixed", "cuda", 1) == "loop"
     assert resolve_engine("graph", "cuda", 2) == "graph"

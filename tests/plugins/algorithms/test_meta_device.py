@@ -45,7 +45,7 @@ def on_meta(tree: Any) -> Any:
     return tree_map(lambda x: x.to(META) if isinstance(x, Tensor) else x, tree)
 
 
-@pytest.fixture(params=["loop", "vmap"])
+@pytest.fixture(params=["loop", "vmap", "mixed"])
 def engine(request: pytest.FixtureRequest) -> Any:
     with using_engine(request.param):
         yield request.param

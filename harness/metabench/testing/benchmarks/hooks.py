@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from metabench.testing.benchmarks.asked import Asked
+from metabench.testing.benchmarks.engines import EngineTime, told
 
 ASKED = pytest.StashKey[Asked]()
+ENGINE_TIMES = pytest.StashKey[list[EngineTime]]()
 
 
 def asked_for(config: pytest.Config) -> Asked:
@@ -38,6 +40,14 @@ class Hooks:
 
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
         pytest_benchmark_update_machine_info(machine_info)
+
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    ) -> None:
+        """Say how the engines compare, which is what the table behind `auto` is made from."""
+        times = config.stash.get(ENGINE_TIMES, [])
+        for line in told(times):
+            terminalreporter.write_line(line)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(

@@ -38,7 +38,7 @@ from metabench.registry import Registry
 IMAGE = ItemSpec("image", (1, 28, 28))
 CLASSES, ITEMS_A_CLASS = 100, 40
 PROTOCOL = Protocol(ways=5, shots=1, queries=15, episodes=2)
-EPISODES = 10
+EPISODES = 40
 """Test episodes of one evaluation."""
 
 TIERED_IMAGE = ItemSpec("image", (3, 84, 84))

@@ -31,7 +31,8 @@ from metabench.episodes.protocol import EpisodeShape
 from metabench.episodes.source import EpisodeSource, training_key
 from metabench.errors import MetabenchError, UsageError
 from metabench.plugins import registry
-from metabench.testing.benchmarks.hooks import asked_for
+from metabench.testing.benchmarks.engines import EngineTime
+from metabench.testing.benchmarks.hooks import ENGINE_TIMES, asked_for
 from metabench.testing.benchmarks.subjects import (
     EPISODES,
     IMAGE,
@@ -127,10 +128,13 @@ def subject(pair: Pair, device: torch.device) -> Subject:
 
 
 @pytest.fixture
-def timed(benchmark: Any, device: torch.device) -> Callable[..., None]:
-    """`timed(fn, group)`: benchmark a function; a device's work counts until it is done."""
+def timed(benchmark: Any, device: torch.device) -> Callable[..., float | None]:
+    """`timed(fn, group)`: benchmark a function; a device's work counts until it is done.
 
-    def measure(fn: Callable[[], object], group: str) -> None:
+    Returns the median in seconds; None where benchmarks are disabled.
+    """
+
+    def measure(fn: Callable[[], object], group: str) -> float | None:
         def whole() -> object:
             result = fn()
             if device.type == "cuda":
@@ -143,6 +147,7 @@ def timed(benchmark: Any, device: torch.device) -> Callable[..., None]:
             whole()
             benchmark.extra_info["first_call_s"] = time.perf_counter() - start
         benchmark(whole)
+        return benchmark.stats.stats.median if benchmark.enabled else None
 
     return measure
 
@@ -156,14 +161,16 @@ def _drawn_from(bank: ClassBank, shape: str) -> EpisodeSource:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("items", MAPPED_ITEMS)
-def test_sampling(timed: Callable[..., None], mapped_folder: Path, items: int, shape: str) -> None:
+def test_sampling(
+    timed: Callable[..., float | None], mapped_folder: Path, items: int, shape: str
+) -> None:
     """By the size of the bank, which should make no difference, and of the episode."""
     source = _drawn_from(mapped_bank(mapped_folder, items), shape)
     timed(lambda: source.draw(range(DRAWN)), f"sampling {DRAWN} episodes")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gathering(timed: Callable[..., None], device: torch.device, shape: str) -> None:
+def test_gathering(timed: Callable[..., float | None], device: torch.device, shape: str) -> None:
     """From small images in memory."""
     source = _drawn_from(made_up_bank("train"), shape)
     store, drawn = ItemStore(source.bank, IMAGE, device), source.draw(range(GATHERED))
@@ -175,7 +182,7 @@ def test_gathering(timed: Callable[..., None], device: torch.device, shape: str)
 @pytest.mark.parametrize("items", MAPPED_ITEMS)
 def test_drawing_and_gathering(
     benchmark: Any,
-    timed: Callable[..., None],
+    timed: Callable[..., float | None],
     mapped_folder: Path,
     device: torch.device,
     items: int,
@@ -208,7 +215,12 @@ def test_drawing_and_gathering(
 
 # `vmap` has no rule of its own for each operation, and says so.
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-def test_inner_loop(timed: Callable[..., None], subject: Subject, engine: EngineName) -> None:
+def test_inner_loop(
+    request: pytest.FixtureRequest,
+    timed: Callable[..., float | None],
+    subject: Subject,
+    engine: EngineName,
+) -> None:
     """Adapt a meta-batch as in training, and take an outer gradient through it."""
     batch, context = subject.training_batch()
     model = subject.model
@@ -220,7 +232,11 @@ def test_inner_loop(timed: Callable[..., None], subject: Subject, engine: Engine
             if total.requires_grad:  # Reptile takes no outer gradient
                 total.backward()  # type: ignore[no-untyped-call]
 
-    timed(adapt, f"inner loop, order {subject.order}")
+    seconds = timed(adapt, f"inner loop, order {subject.order}")
+    if seconds is not None:
+        pair = (subject.algorithm, subject.backbone)
+        noted = request.config.stash.setdefault(ENGINE_TIMES, [])
+        noted.append(EngineTime(subject.device.type, subject.order, pair, engine, seconds))
 
 
 def _total(state: PyTree) -> Tensor:
@@ -235,7 +251,7 @@ def _total(state: PyTree) -> Tensor:
     return torch.stack(found).sum() if found else torch.zeros(())
 
 
-def test_meta_step(timed: Callable[..., None], subject: Subject) -> None:
+def test_meta_step(timed: Callable[..., float | None], subject: Subject) -> None:
     """One step of training as the engine does it: feed, gradient, optimiser."""
     steps = subject.steps()
     if steps is None:
@@ -249,7 +265,7 @@ def test_meta_step(timed: Callable[..., None], subject: Subject) -> None:
     timed(training_step, "meta-step")
 
 
-def test_evaluation(timed: Callable[..., None], subject: Subject) -> None:
+def test_evaluation(timed: Callable[..., float | None], subject: Subject) -> None:
     source, items = subject.test_split()
 
     def test() -> None:
@@ -262,7 +278,7 @@ def test_evaluation(timed: Callable[..., None], subject: Subject) -> None:
 # What it takes to start.
 
 
-def test_data_start_up(timed: Callable[..., None], data_folder: Path, dataset: str) -> None:
+def test_data_start_up(timed: Callable[..., float | None], data_folder: Path, dataset: str) -> None:
     """From nothing in memory to the first and the last item of each split."""
     cls = registry().get("dataset", dataset).load()
     there = cls(data_folder)
@@ -279,7 +295,7 @@ def test_data_start_up(timed: Callable[..., None], data_folder: Path, dataset: s
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS.keys())
-def test_command_start_up(timed: Callable[..., None], words: list[str]) -> None:
+def test_command_start_up(timed: Callable[..., float | None], words: list[str]) -> None:
     """Beside importing PyTorch, which looking must not do."""
 
     def start() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -43,8 +44,10 @@ WORKS = (
     Work("suite-jobs", 1.5, matrix.suite_jobs),
     Work("looking", 4, start.looking),
 )
-ENGINES_TRIED = ("loop", "compile")
-"""On the CPU; `vmap` is slower there (grouped convolutions), and `mixed` saves memory, not time."""
+ENGINES_TRIED = ("auto",)
+"""What users get who ask for none."""
+DISTURBED = 0.2
+"""A reference whose times moved by more tells of a machine that others used."""
 FAILED = 1
 
 
@@ -52,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Measure what was asked for; 1 if results differed."""
     asked = _parser().parse_args(args)
     device = asked.device
-    engines = asked.engine or (ENGINES_TRIED if device == "cpu" else ("vmap", "compile"))
+    engines = asked.engine or ENGINES_TRIED
     threads = usable_cores()
     torch.set_num_threads(threads)
     keep_freed_memory()  # as a worker does; both sides have it, as they share the process
@@ -60,11 +63,14 @@ def main(args: Sequence[str] | None = None) -> int:
     setting = Setting(device, threads, asked.quick, asked.blocks, tuple(engines), folder)
     for missing in sorted(set(PEERS) - set(installed(*PEERS))):
         _say(f"{missing}: not measured, it cannot be imported here")
+    if asked.quick and asked.out is not None:
+        _say(f"{asked.out} is left as it is: --quick is for trying out")
+    out = None if asked.quick else asked.out
     rows, failed = [], False
     for work in WORKS:
         if (asked.only and work.name not in asked.only) or (device == "cuda" and not work.on_gpu):
             continue
-        _say(f"{work.name} ...")
+        _say(f"{work.name} ... (load average {os.getloadavg()[0]:.1f})")
         try:
             rows.append(_measured(work, setting))
         except NotMeasuredError as why:
@@ -72,10 +78,15 @@ def main(args: Sequence[str] | None = None) -> int:
         except DifferentResultsError as why:
             failed = True
             _say(f"{work.name}: not timed, results differ: {why}")
+        except Exception as error:  # a peer's own, as a rule: the other works go on
+            failed = True
+            _say(f"{work.name}: failed: {type(error).__name__}: {error}")
         else:
             _say(_line(rows[-1]))
-            if asked.out is not None:
-                write(rows, asked.out, keep=bool(asked.only))
+            if out is not None:  # what was published stays until there is something in its place
+                write(rows, out, keep=True)
+    if out is not None and rows and not asked.only:
+        write(rows, out, keep=False)
     print(to_table([asdict(row) for row in rows], COLUMNS), end="")
     return FAILED if failed else 0
 
@@ -90,7 +101,14 @@ def _line(row: Row) -> str:
     spread = f"{row.ratio_low:.2f} to {row.ratio_high:.2f}"
     return (
         f"  ours {row.ours:.4g}, {row.peer_name} {row.peer:.4g}: ratio {row.ratio:.2f} ({spread})"
+        f"{_disturbed(row)}"
     )
+
+
+def _disturbed(row: Row) -> str:
+    if row.drift is None or row.drift <= DISTURBED:
+        return ""
+    return f"; a fixed reference moved by {row.drift:.0%}: is anything else running?"
 
 
 def _say(text: str) -> None:
@@ -109,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine",
         action="append",
         choices=["auto", *ENGINES],
-        help="of ours, the fastest of these; repeatable (default on the CPU: loop, compile)",
+        help="of ours, the fastest of these; repeatable (default: auto, what users get)",
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default)

@@ -10,12 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metabench.clock.compare import compare
+from metabench.clock.compare import compare, matrix_product
+from metabench.clock.spread import block_interval
 from metabench.testing.peers.rows import Row, Setting
 
 Work = Callable[[], object]
 SEED = 0
-RESAMPLES = 2000
+REFERENCES = 20
+"""Calls of the reference before each measurement."""
+FEWEST_FOR_INTERVAL = 6
+"""Of fewer pairs the range is told: a bootstrap of them would say too little."""
 
 
 class DifferentResultsError(Exception):
@@ -43,43 +47,56 @@ def compared(
     """A row of two functions that take seconds at most, in random ABBA blocks: `clock.compare`."""
     found = compare(ours, peer, blocks=blocks, seed=SEED, device=setting.device)
     times = found.a.median, found.b.median
-    return Row(work, *times, peer_name, found.ratio, found.low, found.high, 0.0, setting.on)
+    ratio = found.ratio, found.low, found.high
+    return Row(work, *times, peer_name, *ratio, None, setting.on, blocks, found.drift)
 
 
-def row_of_pairs(
+def paired(
     work: str,
-    ours: Sequence[float],
-    peer: Sequence[float],
+    ours: Callable[[], float],
+    peer: Callable[[], float],
     peer_name: str,
     setting: Setting,
+    pairs: int,
+    *,
+    of_times: bool = True,
 ) -> Row:
-    """A row of pairs that were measured in turns: of memory, or of what takes minutes.
+    """A row of what takes minutes, or of memory: pairs, in each of which chance says who is first.
 
-    The ratio is that of medians, its interval by resampling the pairs.
+    Half of the pairs begin with ours. The ratio is the median of the pairs' ratios.
+
+    Args:
+        ours, peer: measure once, and return the figure.
+        of_times: whether it is a time: a fixed reference is timed before each then.
     """
-    a, b = np.array(ours), np.array(peer)
-    rng = np.random.default_rng(SEED)
-    chosen = rng.integers(0, len(a), (RESAMPLES, len(a)))
-    ratios = np.median(b[chosen], axis=1) / np.median(a[chosen], axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    middle = statistics.median(ours), statistics.median(peer)
-    ratio = middle[1] / middle[0]
-    return Row(work, *middle, peer_name, ratio, float(low), float(high), 0.0, setting.on)
-
-
-def in_turns(
-    ours: Callable[[], float], peer: Callable[[], float], pairs: int
-) -> tuple[list[float], list[float]]:
-    """Measure both `pairs` times, each first in every other pair."""
+    reference = seconds_of(matrix_product(torch.device("cpu")))
     mine: list[float] = []
     theirs: list[float] = []
-    for number in range(pairs):
-        if number % 2 == 0:
-            mine.append(ours())
-        theirs.append(peer())
-        if number % 2 == 1:
-            mine.append(ours())
-    return mine, theirs
+    steady: list[float] = []
+    first = np.random.default_rng(SEED).permutation(np.arange(pairs) % 2)
+    for ours_first in first:
+        for side in ((mine, ours), (theirs, peer))[:: 1 if ours_first else -1]:
+            if of_times:
+                steady.append(statistics.median(reference() for _ in range(REFERENCES)))
+            side[0].append(side[1]())
+    ratios = np.array(theirs) / np.array(mine)
+    low, high = float(ratios.min()), float(ratios.max())
+    if pairs >= FEWEST_FOR_INTERVAL:
+        low, high = block_interval(ratios, SEED, pairs)
+    drift = (max(steady) - min(steady)) / statistics.median(steady) if steady else None
+    return Row(
+        work=work,
+        ours=statistics.median(mine),
+        peer=statistics.median(theirs),
+        peer_name=peer_name,
+        ratio=float(np.median(ratios)),
+        ratio_low=low,
+        ratio_high=high,
+        goal=None,
+        device=setting.on,
+        blocks=pairs,
+        drift=drift,
+    )
 
 
 def seconds_of(work: Work) -> Callable[[], float]:

@@ -141,10 +141,11 @@ def meta_step(order: int, peers_network: PeersNetwork = documented) -> Callable[
         }
         mine, best = fastest(ours), fastest(theirs)
         kind = {1: "first", 2: "second"}[order]
+        shared = f"{threads} threads" if mine == "loop" else "1 thread"
         whose = "" if peers_network is documented else ", the peer on our network and layout"
         work = (
             f"MAML {kind} order: a meta-step of {tasks} tasks, conv4-64, 28x28, 5w1s15q, "
-            f"{STEPS} inner steps{whose} (engine {mine}, {threads} threads) [s]"
+            f"{STEPS} inner steps{whose} (engine {mine}, tasks on {shared}) [s]"
         )
         blocks = setting.blocks_of(10)
         return compared(work, ours[mine], theirs[best], versioned(best), setting, blocks)

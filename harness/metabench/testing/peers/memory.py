@@ -17,7 +17,7 @@ import torch
 
 from metabench.api.items import one_episode
 from metabench.engine.modes import EngineName
-from metabench.testing.peers.fair import in_turns, row_of_pairs
+from metabench.testing.peers.fair import paired
 from metabench.testing.peers.inner_loops import PEERS, Make, MetaStep, present
 from metabench.testing.peers.maml import (
     NO_PEER,
@@ -55,12 +55,12 @@ def memory(setting: Setting) -> Row:
 
     least = min(peers, key=lambda name: of(name)())
     pairs = setting.blocks_of(5)
-    ours, theirs = in_turns(of("ours"), of(least), pairs)
     work = (
         f"MAML second order, {steps} inner steps: peak memory over the baseline of a meta-step of "
-        f"{tasks} tasks, conv4-64 (engine {ENGINE}, 1 thread) [MiB]"
+        f"{tasks} tasks, conv4-64 (engine {ENGINE}, tasks one at a time) [MiB]"
     )
-    return row_of_pairs(work, ours, theirs, versioned(least), setting)
+    who = of("ours"), of(least), versioned(least)
+    return paired(work, *who, setting, pairs, of_times=False)
 
 
 def _check_long(peers: dict[str, Make], steps: int, device: str) -> None:

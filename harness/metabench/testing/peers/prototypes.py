@@ -30,8 +30,7 @@ from metabench.testing.peers.fair import (
     check_close,
     compared,
     fastest,
-    in_turns,
-    row_of_pairs,
+    paired,
     seconds_of,
 )
 from metabench.testing.peers.networks import (
@@ -49,7 +48,7 @@ CHECKED = 20
 """Episodes whose predictions are compared before any time is taken."""
 EXACT = 1e-8
 """Allowed difference of squared distances in float64, as a fraction of their norm."""
-DRAWN = 200
+DRAWN = 2000
 
 
 def from_images(setting: Setting) -> Row:
@@ -71,10 +70,9 @@ def from_images(setting: Setting) -> Row:
         f"Prototypical networks: {episodes} test episodes, 5w5s15q, Omniglot's evaluation set, "
         "conv4-64, from images [s]"
     )
-    mine, theirs = in_turns(
-        seconds_of(ours_of), seconds_of(peers[best]), setting.blocks_of(3, quick=2)
-    )
-    return row_of_pairs(work, mine, theirs, f"{versioned('easyfsl')}, {best}", setting)
+    both = seconds_of(ours_of), seconds_of(peers[best])
+    name = f"{versioned('easyfsl')}, {best}"
+    return paired(work, *both, name, setting, setting.blocks_of(3, quick=2))
 
 
 def from_embeddings(setting: Setting) -> Row:
@@ -100,12 +98,9 @@ def from_embeddings(setting: Setting) -> Row:
         f"Prototypical networks: {episodes} test episodes, 5w5s15q, Omniglot's evaluation set, "
         "from embeddings of conv4-64 [s]"
     )
-    mine, theirs = in_turns(
-        seconds_of(_ours(ours, held, store, episodes)),
-        seconds_of(peer),
-        setting.blocks_of(5, quick=3),
-    )
-    return row_of_pairs(work, mine, theirs, f"{versioned('easyfsl')}, {best}", setting)
+    both = _ours(ours, held, store, episodes), peer
+    name = f"{versioned('easyfsl')}, {best}"
+    return compared(work, *both, name, setting, setting.blocks_of(6, quick=3))
 
 
 def drawing(setting: Setting) -> Row:
@@ -226,6 +221,7 @@ def _loader(dataset: Any, shots: int, queries: int, episodes: int, workers: int)
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
+        persistent_workers=workers > 0,  # they are not started anew each time
         collate_fn=sampler.episodic_collate_fn,
     )
 
@@ -311,14 +307,22 @@ def _check_predictions(ours: Algorithm, store: ItemStore) -> None:
 
 
 def _check_episodes(bank: ClassBank, peers: Sequence[Any]) -> None:
-    """Raise unless both sides make float images of 5 x 1 support and 5 x 15 query items."""
+    """Raise unless both sides make float images of 5 x 1 support and 5 x 15 query items.
+
+    Args:
+        peers: support images and labels, query images and labels, class ids.
+    """
     _, batch = meta_batch(bank, 1, "cpu")
-    support, queries = batch.support.items.data[0], batch.queries.data[0]
-    same = support.shape == peers[0].shape and queries.shape == peers[2].shape
-    if not same or support.dtype != peers[0].dtype:
-        raise DifferentResultsError(f"episodes of {support.shape} and of {peers[0].shape}")
-    for images in (support, peers[0]):
-        codes = (images * 255).round().to(torch.uint8).numpy()
-        known = {image.tobytes() for image in np.asarray(bank.items())}
-        if not all(image.tobytes() in known for image in codes):
-            raise DifferentResultsError("an episode has an image that is not of the data set")
+    support, queries = batch.support, batch.queries
+    ours = support.items.data, support.targets.values, queries.data, batch.query_targets.values
+    known = {image.tobytes() for image in np.asarray(bank.items())}
+    for mine, theirs in zip((ours[0][0], ours[2][0]), (peers[0], peers[2]), strict=True):
+        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+            raise DifferentResultsError(f"episodes of {mine.shape} and of {theirs.shape}")
+        for images in (mine, theirs):
+            codes = (images * 255).round().to(torch.uint8).numpy()
+            if not all(image.tobytes() in known for image in codes):
+                raise DifferentResultsError("an episode has an image that is not of the data set")
+    for labels, theirs in ((ours[1][0], peers[1]), (ours[3][0], peers[3])):
+        if not torch.equal(labels.sort().values, theirs.sort().values):
+            raise DifferentResultsError("classes of an episode have other numbers of items")

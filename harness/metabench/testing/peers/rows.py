@@ -20,9 +20,12 @@ class Row:
         ours, peer: medians; times where the work does not say otherwise.
         peer_name: the library and its version; the fastest of those that can do it.
         ratio: how much better we are: over 1 is for us, whatever the unit.
-        ratio_low, ratio_high: its 95% bootstrap interval over blocks.
+        ratio_low, ratio_high: its 95% bootstrap interval over blocks; of fewer than 6 their range.
         goal: the ratio that was aimed for; None: a row that explains another.
         device: on what.
+        blocks: ABBA blocks; pairs in random order, where one measurement takes minutes.
+        drift: by how much the times of a fixed reference moved meanwhile, over their median; None
+            for what is no time.
     """
 
     work: str
@@ -34,6 +37,8 @@ class Row:
     ratio_high: float
     goal: float | None
     device: str
+    blocks: int
+    drift: float | None
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -46,7 +51,7 @@ class Setting:
     Attributes:
         device: cpu or cuda.
         threads: PyTorch threads, ours and the peer's.
-        quick: small counts, for trying out; the rows say so.
+        quick: small counts, for trying out; such rows are not written.
         blocks: ABBA blocks of a comparison; None: what the work takes by default.
         engines: of ours, the fastest of which is compared.
         data_folder: where data sets are.
