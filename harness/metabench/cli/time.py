@@ -199,6 +199,8 @@ def _tell_conditions(timed: TimedCells) -> None:
     ]
     threads = "1 thread" if last["threads"] == 1 else f"{last['threads']} threads"
     load = f", load average {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    others = max(table["conditions"].get("others", 0.0) for table in tables)
+    load += f", other processes on up to {others:.1f} cores"
     peak = f"{last['peak_flops'] / 1e9:.0f} GFLOP/s in a {last['peak_of']}"
     tell(f"machine {timed.machine}: {threads}{load}, at most {peak}")
     uncounted = {

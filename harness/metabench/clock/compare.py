@@ -73,6 +73,7 @@ def compare(
             for call in calls.values():
                 read(call)
         for turn in turned:
+            reference()  # which finds caches and sleeping threads as the others left them
             for name in ("reference", *(("b", "a", "a", "b") if turn else ("a", "b", "b", "a"))):
                 times[name].append(read(calls[name]).total)
     # (blocks,): the two calls of a block together.

@@ -20,7 +20,8 @@ class DeviceTimes:
     Attributes:
         events: median between two events around the call.
         cold, cold_events: by the host's clock and by events, the L2 cache cold.
-        launch_bound: the device waited for the host to issue kernels for most of the call.
+        launch_bound: issuing the kernels took most of the call: the device waited for the host, or
+            the call itself waits for the device before it returns.
         memory: bytes allocated and reserved at most meanwhile.
     """
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from metabench.clock import timer
@@ -21,13 +22,15 @@ class Conditions:
         threads: of PyTorch within one operation.
         cores: those that this thread was pinned to; empty where it wasn't.
         load_before, load_after: the machine's load average over a minute; None where the system
-            has none.
+            has none. What went before in the same run is in it.
+        others: cores that anything but this process kept busy meanwhile, on average.
     """
 
     threads: int
     cores: tuple[int, ...]
     load_before: float | None
     load_after: float | None = None
+    others: float = 0.0
 
 
 @contextmanager
@@ -41,8 +44,10 @@ def window(device: torch.device) -> Iterator[Conditions]:
     _synchronize(device)
     with _collector_off(), _pinned(device) as cores:
         conditions = Conditions(torch.get_num_threads(), cores, load_average())
+        begun, busy = timer.seconds(), _busy_elsewhere()
         yield conditions
         _synchronize(device)
+        conditions.others = max(0.0, _busy_elsewhere() - busy) / (timer.seconds() - begun)
     conditions.load_after = load_average()
     timer.check_clock()
 
@@ -53,6 +58,15 @@ def load_average() -> float | None:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
         return None
+
+
+def _busy_elsewhere() -> float:
+    """Seconds that cores spent, since the system began, on anything but this process."""
+    every, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    # Time for guests is in that of users already.
+    idle = ("idle", "iowait", "guest", "guest_nice")
+    busy = sum(every) - sum(getattr(every, name, 0.0) for name in idle)
+    return float(busy - own.user - own.system)
 
 
 def collect_young() -> None:

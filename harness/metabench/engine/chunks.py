@@ -10,8 +10,9 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -54,6 +55,25 @@ def table(device_type: str) -> dict[str, int]:
         "at_once": AT_ONCE[device_type],
         "kept": KEPT,
     }
+
+
+_found: WeakKeyDictionary[object, dict[Hashable, int]] = WeakKeyDictionary()
+
+
+def found_once(owner: object, inputs: Any, device_type: str, find: Callable[[], int]) -> int:
+    """What `find` came to for these inputs' shapes, looked for once in the life of `owner`.
+
+    Args:
+        owner: the algorithm; what it holds depends on nothing else that may change.
+        inputs: a pytree of tensors and whatever else can be compared.
+    """
+    leaves = tree_leaves(inputs)
+    shapes = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+    how = current_engine(), torch.is_autocast_enabled(device_type), AT_ONCE[device_type]
+    known, key = _found.setdefault(owner, {}), (*shapes, *how)
+    if key not in known:
+        known[key] = find()
+    return known[key]
 
 
 def that_fit(call: Callable[[], object], count: int, device_type: str, most: int) -> int:

@@ -13,6 +13,7 @@ from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context, EpisodeRandom, Stage
 from metabench.api.items import (
     Items,
+    PyTree,
     Support,
     Targets,
     flatten_sets,
@@ -21,7 +22,7 @@ from metabench.api.items import (
     unflatten_sets,
 )
 from metabench.engine.bases import EmbeddingAlgorithm
-from metabench.engine.chunks import KEPT, MOST_EPISODES, MOST_ITEMS, that_fit
+from metabench.engine.chunks import KEPT, MOST_EPISODES, MOST_ITEMS, found_once, that_fit
 from metabench.engine.gather import Ids, ItemStore, labels, queries_of, support_of
 from metabench.engine.metrics import Scores, metric
 from metabench.engine.numerics import seed_all
@@ -123,20 +124,31 @@ class _Predictor:
         An inductive algorithm is asked for a part of an episode's queries at a time where all of
         them do not fit, as they can't know of each other. What adapting holds is its own affair.
         """
-        kind = self._device.type
         if self._algorithm.inference_mode(self._algorithm.hp) == "inductive":
-            ctx = self._context(0, 1)
-            state = self._algorithm.adapt(support, ctx)
-            few = min(2, self._queries)
-            part = _cut(queries, 0, few)
-            all_of_them = 1 << (self._queries - 1).bit_length()
-            fit = that_fit(
-                lambda: self._algorithm.predict(state, part, ctx), few, kind, all_of_them
-            )
+            fit = self._found("queries", support, queries, self._queries_that_fit)
             if fit < self._queries:  # all of them at once, for a look, would be too much already
                 self._queries_at_once = fit
                 return 1
-        return that_fit(lambda: self.predict(support, queries, 0, 1), 1, kind, MOST_EPISODES)
+        return self._found("episodes", support, queries, self._episodes_that_fit)
+
+    def _found(
+        self, what: str, support: Support, queries: Items, find: Callable[[Support, Items], int]
+    ) -> int:
+        asked = (what, support, queries)
+        return found_once(self._algorithm, asked, self._device.type, lambda: find(support, queries))
+
+    def _queries_that_fit(self, support: Support, queries: Items) -> int:
+        ctx, few = self._context(0, 1), min(2, self._queries)
+        state, part = self._algorithm.adapt(support, ctx), _cut(queries, 0, few)
+        all_of_them = 1 << (self._queries - 1).bit_length()
+        return that_fit(
+            lambda: self._algorithm.predict(state, part, ctx), few, self._device.type, all_of_them
+        )
+
+    def _episodes_that_fit(self, support: Support, queries: Items) -> int:
+        return that_fit(
+            lambda: self.predict(support, queries, 0, 1), 1, self._device.type, MOST_EPISODES
+        )
 
     def predict(self, support: Support, queries: Items, start: int, stop: int) -> Tensor:
         """(B, Q, ways) predictions for the episodes from `start` up to `stop`."""
@@ -233,7 +245,8 @@ def embedded_split(algorithm: EmbeddingAlgorithm, store: ItemStore, codes: Ids) 
         items, turns = np.divmod(codes[start:stop], 4)
         return algorithm.embed(store.gather(items, turns))
 
-    return _in_chunks(embed, len(codes), store.device)
+    few = store.gather(*np.divmod(codes[: min(2, len(codes))], 4))
+    return _in_chunks(algorithm, few, embed, len(codes), store.device)
 
 
 def embedded(algorithm: EmbeddingAlgorithm, items: Items) -> Items:
@@ -244,14 +257,29 @@ def embedded(algorithm: EmbeddingAlgorithm, items: Items) -> Items:
         return algorithm.embed(tree_map(lambda x: x[start:stop], flat))
 
     device = next(algorithm.parameters(), torch.empty(0)).device
-    made = _in_chunks(embed, leading_size(flat), device)
+    few = tree_map(lambda x: x[:2], flat)
+    made = _in_chunks(algorithm, few, embed, leading_size(flat), device)
     return items._replace(data=unflatten_sets(made, sets))
 
 
-def _in_chunks(embed: Callable[[int, int], Tensor], count: int, device: torch.device) -> Tensor:
-    """(count, ...) what `embed(start, stop)` returns of items, each chunk as large as fits."""
-    few = min(2, count)
-    size = that_fit(lambda: embed(0, few), few, device.type, MOST_ITEMS)
+def _in_chunks(
+    algorithm: EmbeddingAlgorithm,
+    few: PyTree,
+    embed: Callable[[int, int], Tensor],
+    count: int,
+    device: torch.device,
+) -> Tensor:
+    """(count, ...) what `embed(start, stop)` returns of items, each chunk as large as fits.
+
+    Args:
+        few: the first items, two where there are as many, for a look at their shapes.
+    """
+
+    def find() -> int:
+        some = leading_size(few)
+        return that_fit(lambda: embed(0, some), some, device.type, MOST_ITEMS)
+
+    size = found_once(algorithm, ("items", few), device.type, find)
     whole: Tensor | None = None
     for start, stop in _chunks(count, size):
         part = embed(start, stop)

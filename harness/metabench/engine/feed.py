@@ -11,7 +11,7 @@ from torch import Tensor
 from metabench.api.items import EpisodeBatch, ItemBatch, PyTree
 from metabench.api.recipe import Recipe
 from metabench.engine.build import training_shape
-from metabench.engine.gather import Ids, ItemStore, labels, training_batch
+from metabench.engine.gather import Ids, ItemStore, training_batch
 from metabench.engine.numerics import ITEMS_A_CHUNK
 from metabench.episodes.protocol import Protocol
 from metabench.episodes.random import Stream, stream_key
@@ -101,7 +101,8 @@ class BatchFeed:
         views = self.store.bank.views
         items, turns = np.divmod(chosen, views)
         classes = self._class_of[items] * views + turns
-        return self.store.gather(items, turns), labels(classes, self.store.device)
+        data, [known] = self.store.gather_beside(items, turns, classes)
+        return data, known
 
     def everything(self, with_labels: bool, at_once: int = ITEMS_A_CHUNK) -> Iterator[ItemBatch]:
         """The whole split in its stored order, each item once a view, `at_once` items at a time."""

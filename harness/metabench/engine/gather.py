@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,15 +67,31 @@ class ItemStore:
         Returns:
             a pytree of tensors (..., *item shape); where they are images, channel has stride 1.
         """
+        return self.gather_beside(items, turns)[0]
+
+    def gather_beside(
+        self, items: Ids, turns: Ids | None, *ids: Ids
+    ) -> tuple[PyTree, list[Tensor]]:
+        """The same, and `ids` of any kind as int64 tensors: all of it in one transfer.
+
+        Images that are not on the accelerator themselves are a second one.
+        """
+        quarters = () if turns is None or not turns.any() else (1, 2, 3)
+        # Found on the host, for which an accelerator then need not be waited for.
+        turned = [np.flatnonzero(turns == quarter) for quarter in quarters]
         if self._resident is not None:
-            index = self._placed(np.ascontiguousarray(items))
+            sent = _sent([*ids, items, *turned], self.device)
+            index, places = sent[len(ids)], sent[len(ids) + 1 :]
             data = tree_map(lambda a: a[index], self._resident)
+            _turn(data, dict(zip(quarters, places, strict=True)), items.ndim)
         else:
+            sent = _sent(ids, self.device) if ids else []
             rows = self.bank.rows_of(items)
-            data = tree_map(lambda a: self._placed(a[rows]), self._stored)
-        if turns is not None and turns.any():
-            self._turn(data, turns)
-        return tree_map(self._scaled if self.item.kind == "image" else torch.as_tensor, data)
+            data = tree_map(lambda a: a[rows], self._stored)
+            _turn(data, dict(zip(quarters, turned, strict=True)), items.ndim)
+            data = tree_map(self._placed, data)
+        found = tree_map(self._scaled if self.item.kind == "image" else torch.as_tensor, data)
+        return found, sent[: len(ids)]
 
     def _placed(self, array: NDArray[Any]) -> Array:
         """On the device; on the CPU NumPy does all the work.
@@ -82,16 +99,7 @@ class ItemStore:
         An episode's images are few: PyTorch's threads take longer to start than to convert them,
         and where other processes have the cores, to wait for each other.
         """
-        return array if self.device.type == "cpu" else torch.from_numpy(array).to(self.device)
-
-    def _turn(self, images: Array, turns: Ids) -> None:
-        """Turn images (..., C, H, W) in place."""
-        flat = images.reshape(-1, *images.shape[turns.ndim :])
-        rot90: Any = torch.rot90 if isinstance(images, Tensor) else np.rot90
-        for quarter in (1, 2, 3):
-            # Found on the host, for which an accelerator then need not be waited for.
-            chosen = self._placed(np.flatnonzero(turns == quarter))
-            flat[chosen] = rot90(flat[chosen], quarter, (-2, -1))
+        return array if self.device.type == "cpu" else _on(array, self.device)
 
     def _scaled(self, images: Array) -> Tensor:
         """Images (..., C, H, W) as a new float32 tensor that lies in memory as (..., H, W, C)."""
@@ -113,15 +121,42 @@ class ItemStore:
         return torch.as_tensor(pixels).movedim(-1, -3)
 
 
+def _turn(images: Array, turned: Mapping[int, Array], leading: int) -> None:
+    """Turn images (..., C, H, W) in place: by quarters, the places of those to be turned so."""
+    if not turned:
+        return
+    flat = images.reshape(-1, *images.shape[leading:])
+    rot90: Any = torch.rot90 if isinstance(images, Tensor) else np.rot90
+    for quarter, chosen in turned.items():
+        flat[chosen] = rot90(flat[chosen], quarter, (-2, -1))
+
+
+def _on(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on a device, without waiting for it to be there."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _sent(arrays: Sequence[Ids], device: torch.device) -> list[Tensor]:
+    """Arrays of ids as int64 tensors on a device, all in one transfer."""
+    flat = _on(np.concatenate([array.ravel() for array in arrays], dtype=np.int64), device)
+    parts = torch.split(flat, [array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
 def labels(values: Ids, device: torch.device) -> Tensor:
     """Class ids as an int64 tensor on the device."""
-    return torch.from_numpy(np.array(values, dtype=np.int64)).to(device)
+    return _sent([values], device)[0]
 
 
 def support_of(drawn: EpisodeIndices, store: ItemStore, ways: int) -> Support:
     """The support sets of E episodes, from raw items."""
-    data = store.gather(drawn.support_items, drawn.support_turns)
-    return Support(Items(data), Targets(labels(drawn.support_labels, store.device)), ways)
+    data, [known] = store.gather_beside(
+        drawn.support_items, drawn.support_turns, drawn.support_labels
+    )
+    return Support(Items(data), Targets(known), ways)
 
 
 def queries_of(drawn: EpisodeIndices, store: ItemStore) -> Items:
@@ -131,22 +166,13 @@ def queries_of(drawn: EpisodeIndices, store: ItemStore) -> Items:
 
 def training_batch(drawn: EpisodeIndices, store: ItemStore, ways: int) -> EpisodeBatch:
     """E episodes with their query targets, for meta-training only."""
-    support, queries = _gathered_at_once(drawn, store)
-    return EpisodeBatch(
-        Support(Items(support), Targets(labels(drawn.support_labels, store.device)), ways),
-        Items(queries),
-        Targets(labels(drawn.query_labels, store.device)),
-        labels(drawn.classes, store.device),
-    )
-
-
-def _gathered_at_once(drawn: EpisodeIndices, store: ItemStore) -> tuple[PyTree, PyTree]:
-    """The support items (E, S, ...) and the queries (E, Q, ...), in one go to the store."""
     items = np.concatenate([drawn.support_items.ravel(), drawn.query_items.ravel()])
     turns = np.concatenate([drawn.support_turns.ravel(), drawn.query_turns.ravel()])
-    data = store.gather(items, turns)
-    middle = drawn.support_items.size
-
-    episodes = len(drawn.numbers)
+    ids = drawn.support_labels, drawn.query_labels, drawn.classes
+    data, [known, asked, classes] = store.gather_beside(items, turns, *ids)
+    middle, episodes = drawn.support_items.size, len(drawn.numbers)
     support = unflatten_sets(tree_map(lambda flat: flat[:middle], data), episodes)
-    return support, unflatten_sets(tree_map(lambda flat: flat[middle:], data), episodes)
+    queries = unflatten_sets(tree_map(lambda flat: flat[middle:], data), episodes)
+    return EpisodeBatch(
+        Support(Items(support), Targets(known), ways), Items(queries), Targets(asked), classes
+    )

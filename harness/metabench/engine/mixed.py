@@ -1,20 +1,22 @@
 """The outer gradient in mixed mode: back through the stored trajectory of an inner loop.
 
 Reverse mode through T inner steps keeps the graph of each step, activations and all. Here the steps
-are taken without a graph and only their points are kept, a copy of the adapted parameters a step.
-On the way back each step is linearised anew at its point, and the second derivatives come as
-forward-over-reverse products: the derivative of the inner gradient along one direction (Pearlmutter
-1994; for bilevel problems Kemaev et al. 2025, "MixFlow-MG", arXiv:2505.00793). The result is that
-of reverse mode; memory does not grow with the graphs of the steps, and each step costs about one
-gradient more.
+are taken without a graph and only their points are kept, a copy of the adapted parameters a step;
+of a long loop some points only, between which is walked again (`stride_of`). On the way back each
+step is linearised anew at its point, and the second derivatives come as forward-over-reverse
+products: the derivative of the inner gradient along one direction (Pearlmutter 1994; for bilevel
+problems Kemaev et al. 2025, "MixFlow-MG", arXiv:2505.00793). The result is that of reverse mode;
+memory does not grow with the graphs of the steps, and each step costs about one gradient more, in a
+long loop two.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +29,8 @@ Tensors = dict[str, Tensor]
 Flat = list[Tensor]
 Cotangents = list[Tensor | None]
 """None stands for zeros."""
+LONG = 16
+"""Steps from which on not all points of a trajectory are kept."""
 
 
 class Loop(NamedTuple):
@@ -75,21 +79,10 @@ class _Unrolled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loop: Loop, shape: Any, shapes: list[Any], *inputs: Tensor) -> Any:
-        state, (constant, batch) = restore(shape, [x.detach() for x in inputs])
-        trajectory = []
-        linear = getattr(loop.update, "linear_in_gradient", False)
-        for t in range(loop.steps):
-            adapted, buffers, opt_state = state
-
-            def objective(here: Tensors, moments: Tensors, t: int) -> tuple[Tensor, Tensors]:
-                return loop.loss({**constant, **here}, moments, batch, t)
-
-            point = {name: value.detach() for name, value in adapted.items()}
-            grads, after = loop.gradient(objective, point, buffers, t)
-            # An update that says so is given zeros instead on the way back.
-            trajectory.append([state, None if linear else grads])
-            moved, opt_state = loop.update(adapted, grads, opt_state, t)
-            state = [{name: moved[name] for name in adapted}, after, opt_state]
+        state, outside = restore(shape, [x.detach() for x in inputs])
+        trajectory: list[Passed] = []
+        stride = stride_of(loop.steps)
+        state = _walked(loop, state, outside, range(loop.steps), trajectory, stride)
         outputs, shape_of_result = flatten(state, floating=True)
         shapes.append(shape_of_result)
         kept, ctx.trajectory = flatten(trajectory, floating=True)
@@ -107,18 +100,71 @@ class _Unrolled(torch.autograd.Function):
         first, outside = restore(ctx.shape, inputs)
         states = len(flatten(first, floating=True)[0])
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3 + states :]) if needed]
-        trajectory = restore(ctx.trajectory, kept)
+        trajectory: list[Passed] = restore(ctx.trajectory, kept)
         carried: Cotangents = list(cotangents)
         totals: Cotangents = [None] * (len(inputs) - states)
-        for t in reversed(range(ctx.loop.steps)):
-            state, grads = trajectory[t]
-            if grads is None:
-                grads = {name: torch.zeros_like(value) for name, value in state[0].items()}
-            step = _Step(ctx.loop, t, state, grads, outside, wanted)
+        for t, passed in _backwards(ctx.loop, trajectory, outside):
+            step = _Step(ctx.loop, t, *passed, outside, wanted)
             carried, more = step.back(carried)
             for i, value in zip(wanted, more, strict=True):
                 totals[i] = _sum(totals[i], value)
         return None, None, None, *carried, *totals
+
+
+def stride_of(steps: int) -> int:
+    """Of how many steps one point is kept: the square root of a long loop's; of a short one all.
+
+    The points between are walked through again, at the price of one more gradient a step. So T
+    steps hold about 2 sqrt(T) points at a time (Chen et al. 2016, arXiv:1604.06174, section 4.3).
+    """
+    return math.isqrt(steps) if steps >= LONG else 1
+
+
+class Passed(NamedTuple):
+    """A step of the trajectory.
+
+    Attributes:
+        state: [adapted parameters, buffers, optimiser's state] before it.
+        grads: the inner gradient there; None where it is not kept, or hasn't any influence.
+    """
+
+    state: Any
+    grads: Tensors | None
+
+
+def _walked(
+    loop: Loop, state: Any, outside: Any, steps: range, kept: list[Passed], stride: int = 1
+) -> Any:
+    """The state after these steps, none of which leaves a graph; of each `stride` one is `kept`."""
+    constant, batch = outside
+    linear = getattr(loop.update, "linear_in_gradient", False)
+    for t in steps:
+        adapted, buffers, opt_state = state
+
+        def objective(here: Tensors, moments: Tensors, t: int) -> tuple[Tensor, Tensors]:
+            return loop.loss({**constant, **here}, moments, batch, t)
+
+        point = {name: value.detach() for name, value in adapted.items()}
+        grads, after = loop.gradient(objective, point, buffers, t)
+        if t % stride == 0:
+            # An update that says so is given zeros on the way back; between points grads come anew.
+            kept.append(Passed(state, None if linear or stride > 1 else grads))
+        moved, opt_state = loop.update(adapted, grads, opt_state, t)
+        state = [{name: moved[name] for name in adapted}, after, opt_state]
+    return state
+
+
+def _backwards(loop: Loop, trajectory: list[Passed], outside: Any) -> Iterator[tuple[int, Passed]]:
+    """All steps, the last one first; where not all were kept, those between by another walk."""
+    stride = stride_of(loop.steps)
+    for first in reversed(range(0, loop.steps, stride)):
+        segment = [trajectory[first // stride]]
+        if stride > 1:
+            start, segment = segment[0].state, []
+            steps = range(first, min(first + stride, loop.steps))
+            _walked(loop, start, outside, steps, segment)
+        for t in reversed(range(first, first + len(segment))):
+            yield t, segment[t - first]
 
 
 class _Step:
@@ -127,15 +173,17 @@ class _Step:
     Args:
         loop, t: of which it is the t-th.
         state: [adapted parameters, buffers, optimiser's state] before it.
-        grads: the inner gradient there.
+        grads: the inner gradient there; None counts as zeros.
         outside: [constant parameters, batch].
         wanted: numbers of the tensors of `outside` whose gradient is asked for.
     """
 
     def __init__(
-        self, loop: Loop, t: int, state: Any, grads: Tensors, outside: Any, wanted: list[int]
+        self, loop: Loop, t: int, state: Any, grads: Tensors | None, outside: Any, wanted: list[int]
     ) -> None:
         self.loop, self.t, self.wanted = loop, t, wanted
+        if grads is None:
+            grads = {name: torch.zeros_like(value) for name, value in state[0].items()}
         (
             (self.point, self.of_point),
             (self.moments, self.of_moments),

@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import statistics
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -198,6 +200,13 @@ def test_threads_are_pinned_inside_the_window_and_free_after_it(one_thread) -> N
     assert len(inside) == 1
     assert conditions.load_before is not None
     assert conditions.load_after is not None
+
+
+def test_what_other_processes_use_meanwhile_is_noted() -> None:
+    busy = "import time; end = time.monotonic() + 0.6\nwhile time.monotonic() < end: pass"
+    with windows.window(torch.device("cpu")) as conditions:
+        subprocess.run([sys.executable, "-c", busy], check=True)
+    assert conditions.others > 0.2
 
 
 @pytest.mark.parametrize(

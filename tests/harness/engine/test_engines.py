@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
 
-from metabench.engine import compiled
+from metabench.engine import compiled, mixed
+from metabench.engine.chunks import most_held
 from metabench.engine.inner import Tensors, sgd, unroll
 from metabench.engine.lift import over_tasks
+from metabench.engine.mixed import LONG, stride_of
 from metabench.engine.modes import (
     AUTO,
     capturing,
@@ -130,6 +132,40 @@ def test_the_outer_loss_and_its_gradient_are_those_of_the_loop(
     net, tasks, engine, order, steps, which
 ) -> None:
     agrees(net, tasks, engine, order, steps, which)
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+@pytest.mark.parametrize("which", ["all", "head"])
+def test_a_long_loop_is_walked_again_between_the_points_that_are_kept(
+    net, tasks, steps, which, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed, "LONG", 4)  # this loop's gradient grows tenfold with each step
+    assert stride_of(steps) == 2
+    agrees(net, tasks, "mixed", 2, steps, which)
+
+
+def test_a_long_loop_keeps_some_points_only() -> None:
+    weight = {"w": torch.rand(256, 256, requires_grad=True)}  # 256 KiB
+
+    def loss(p: Tensors, b: Tensors, batch: Tensor, t: int) -> tuple[Tensor, Tensors]:
+        return (batch @ p["w"]).tanh().square().mean(), b
+
+    def after(steps: int) -> int:
+        with using_engine("mixed"):
+            return most_held(
+                lambda: (
+                    unroll(loss, weight, {}, batch, (), sgd(0.1), ["w"], steps, 2)[0]["w"]
+                    .sum()
+                    .backward()
+                )
+            )
+
+    batch = torch.rand(4, 256)
+    short, long = after(LONG), after(16 * LONG)
+    assert stride_of(16 * LONG) == 16
+    # 4 points and the 4 of a segment; 16 and 16.
+    assert long - short < 1.2 * (2 * 16 - 2 * 4) * 2**18
+    assert long > short
 
 
 @pytest.mark.slow

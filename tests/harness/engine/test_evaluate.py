@@ -52,6 +52,7 @@ def test_chunk_sizes_change_no_prediction(
     whole = torch.cat(logits)
     for episodes, items in ((1, 5), (7, 1), (64, 1000)):
         logits.clear()
+        algorithm = world.make(getattr(world, kind))  # what fits is looked for once
         sizes = {module.MOST_EPISODES: episodes, -1: items}
         monkeypatch.setattr(module, "MOST_ITEMS", -1)
         monkeypatch.setattr(
@@ -100,6 +101,16 @@ def test_queries_that_do_not_fit_are_predicted_in_parts(
     assert max(algorithm.handed) == 2
     assert sum(algorithm.handed) == 2 + 5 * queries  # two for a look
     assert torch.equal(torch.cat(logits), whole)
+
+
+def test_what_fits_is_looked_for_once(world) -> None:
+    algorithm = world.make(PartsNoted)
+    queries = world.evaluate(algorithm, 2).predicted.shape[1]
+    # Two queries and an episode for a look, and all of both episodes.
+    assert algorithm.handed == [2, queries, queries]
+    algorithm.handed.clear()
+    world.evaluate(algorithm, 2)
+    assert algorithm.handed == [queries]
 
 
 def test_a_transductive_algorithm_gets_all_queries_at_once(

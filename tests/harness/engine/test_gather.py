@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from metabench.api.backbone import ItemSpec, channels_last
+from metabench.engine import gather
 from metabench.engine.gather import ItemStore, queries_of, support_of, training_batch
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.protocol import EpisodeShape, Rotation
@@ -138,6 +139,26 @@ def test_an_episode_is_gathered_as_it_was_drawn(world, rotation: Rotation) -> No
 def bank_of(channels: int) -> ClassBank:
     data = np.random.default_rng(0).integers(0, 256, (40, channels, 8, 8)).astype(np.uint8)
     return ClassBank(data, np.arange(5) * 10, tuple("abcd"), "d", "test")
+
+
+@pytest.mark.parametrize(("kept_there", "transfers"), [(True, 1), (False, 2)])
+def test_a_batch_goes_to_the_device_at_once(
+    kept_there: bool, transfers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids of items and of turns, labels and classes in one; images that are not there already."""
+    if not kept_there:
+        monkeypatch.setattr(gather, "DEVICE_BYTES", 0)
+    store = ItemStore(bank_of(3), ItemSpec("image", (3, 8, 8)), torch.device("meta"))
+    shape = EpisodeShape(ways=3, shots=2, queries=4, rotation=Rotation.EPISODE)
+    drawn = EpisodeSource(store.bank, shape, b"0123456789abcdef").draw([4, 0])
+    sent: list[object] = []
+    usual = gather._on
+    monkeypatch.setattr(gather, "_on", lambda *what: (sent.append(what), usual(*what))[1])
+    batch = training_batch(drawn, store, 3)
+    assert len(sent) == transfers
+    assert batch.support.items.data.shape == (2, 6, 3, 8, 8)
+    for tensor in (batch.queries.data, batch.support.targets.values, batch.classes):
+        assert tensor.device.type == "meta"
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -82,8 +82,9 @@ class TypedStore(ItemStore):
         super().__init__(bank, item, CPU)
         self.dtype = dtype
 
-    def gather(self, *args: Any) -> Any:
-        return tree_map(lambda x: x.to(self.dtype), super().gather(*args))
+    def gather_beside(self, *args: Any) -> Any:
+        data, ids = super().gather_beside(*args)
+        return tree_map(lambda x: x.to(self.dtype), data), ids
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from metabench.clock.compare import compare, matrix_product
 from metabench.clock.spread import block_interval
-from metabench.testing.peers.rows import Row, Setting
+from metabench.testing.peers.rows import NotMeasuredError, Row, Setting
 
 Work = Callable[[], object]
 SEED = 0
@@ -77,7 +79,7 @@ def paired(
     for ours_first in first:
         for side in ((mine, ours), (theirs, peer))[:: 1 if ours_first else -1]:
             if of_times:
-                steady.append(statistics.median(reference() for _ in range(REFERENCES)))
+                steady.append(statistics.median([reference() for _ in range(REFERENCES)]))
             side[0].append(side[1]())
     ratios = np.array(theirs) / np.array(mine)
     low, high = float(ratios.min()), float(ratios.max())
@@ -97,6 +99,19 @@ def paired(
         blocks=pairs,
         drift=drift,
     )
+
+
+def printed_by(module: str, *words: str) -> str:
+    """What `python -m module words` prints, in a process of its own.
+
+    Raises:
+        NotMeasuredError: it failed.
+    """
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotMeasuredError(f"{module} {' '.join(words)} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 def seconds_of(work: Work) -> Callable[[], float]:

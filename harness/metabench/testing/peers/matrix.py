@@ -8,8 +8,6 @@ is that loop: one cell after the other, with PyTorch's default threads.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 from metabench.api.recipe import Recipe
 from metabench.engine.modes import resolve_engine
 from metabench.engine.optim import make_optimizer
-from metabench.testing.peers.fair import paired, seconds_of
+from metabench.testing.peers.fair import paired, printed_by, seconds_of
 from metabench.testing.peers.inner_loops import PEERS, Make, present
 from metabench.testing.peers.maml import check_gradients
 from metabench.testing.peers.networks import (
@@ -72,7 +70,7 @@ def throughput(setting: Setting) -> Row:
 
     def loop(name: str, cells: int, count: int) -> float:
         numbers = [str(number) for number in (cells, count, TASKS)]
-        return float(_call("metabench.testing.peers.matrix", name, *numbers))
+        return float(printed_by("metabench.testing.peers.matrix", name, *numbers))
 
     _check(peers, setting)
     best = min(peers, key=lambda name: loop(name, 1, CHOOSING_STEPS))
@@ -131,17 +129,7 @@ def _run(setting: Setting, *words: str) -> None:
     """`metabench run` into a result folder that is lost."""
     with tempfile.TemporaryDirectory() as out:
         folders = ["--out", out, "--data-dir", str(setting.data_folder)]
-        _call("metabench", "run", *words, *folders, "--device", setting.device, "--quiet")
-
-
-def _call(module: str, *words: str) -> str:
-    """What it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise NotMeasuredError(f"{module} {' '.join(words)} failed: {done.stderr.strip()[-500:]}")
-    return done.stdout
+        printed_by("metabench", "run", *words, *folders, "--device", setting.device, "--quiet")
 
 
 def train_loop(name: str, cells: int, steps: int, tasks: int) -> float:

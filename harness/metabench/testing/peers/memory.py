@@ -8,8 +8,6 @@ prints what one meta-step adds to the process, in MiB.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable
 
 import psutil
@@ -17,7 +15,7 @@ import torch
 
 from metabench.api.items import one_episode
 from metabench.engine.modes import EngineName
-from metabench.testing.peers.fair import paired
+from metabench.testing.peers.fair import paired, printed_by
 from metabench.testing.peers.inner_loops import PEERS, Make, MetaStep, present
 from metabench.testing.peers.maml import (
     NO_PEER,
@@ -73,16 +71,7 @@ def _check_long(peers: dict[str, Make], steps: int, device: str) -> None:
 
 def _peak_in_fresh_process(who: str, steps: int, tasks: int, setting: Setting) -> float:
     numbers = [str(number) for number in (steps, tasks, setting.threads)]
-    command = [
-        sys.executable,
-        "-m",
-        "metabench.testing.peers.memory",
-        who,
-        *numbers,
-        setting.device,
-    ]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    return float(printed_by("metabench.testing.peers.memory", who, *numbers, setting.device))
 
 
 def peak_mib(who: str, steps: int, tasks: int, device: str) -> float:
