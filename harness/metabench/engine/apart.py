@@ -33,7 +33,12 @@ from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context
 from metabench.api.items import EpisodeBatch, Targets, one_episode
 from metabench.engine.modes import current_engine
-from metabench.engine.numerics import generator_states, same_states, set_generators
+from metabench.engine.numerics import (
+    generator_states,
+    one_thread_a_kernel,
+    same_states,
+    set_generators,
+)
 
 log = logging.getLogger("metabench.train")
 
@@ -103,7 +108,7 @@ def step_by_task(algorithm: Algorithm, batch: EpisodeBatch, ctx: Context) -> Ten
         whole = _added(_parts(algorithm, one, len(weights), 1), len(trainable))
     else:
         if threads > 1 and algorithm not in _compared:
-            with _one_core():
+            with one_thread_a_kernel():
                 alone = _added(_parts(algorithm, one, len(weights), 1), len(trainable))
             whole = _agreed(algorithm, whole, alone)
     for parameter, total in zip(trainable, whole.grads, strict=True):
@@ -196,7 +201,8 @@ def _parts(
 
     futures: list[Future[Part]] = []
     try:
-        with _one_core():
+        # Helpers of this thread, which adds up, would wait spinning on the others' cores.
+        with one_thread_a_kernel():
             pool = _pool(threads)
             futures += [pool.submit(copy_context().run, work, b) for b in range(tasks)]
             for b in range(tasks):
@@ -275,17 +281,6 @@ def _buffers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor
         for key, value in owner._buffers.items():
             if value is not None:
                 yield f"{prefix}.{key}", owner, key, value
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    """Add up on one core: helpers of this thread would wait spinning on the others' cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @functools.cache

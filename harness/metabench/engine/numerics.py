@@ -139,6 +139,17 @@ def seed_all(*parts: object) -> None:
     np.random.seed(seed & 0xFFFFFFFF)
 
 
+@contextmanager
+def one_thread_a_kernel() -> Iterator[None]:
+    """PyTorch's kernels each run in one thread; Python's threads may be several all the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def generator_states() -> tuple[Tensor, Any, Any]:
     """The states of the generators that `seed_all` seeds, those of devices left out."""
     return torch.get_rng_state(), random.getstate(), np.random.get_state()

@@ -86,6 +86,14 @@ def test_cost_is_linear_in_the_size_of_an_episode(sparse: Path) -> None:
     assert much < 1.05 * little * 400 / 80
 
 
+def printed_by(script: str, *words: str) -> dict[str, float]:
+    """The JSON that a script prints in a process of its own."""
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
 RESIDENT = """
 import json, sys
 from pathlib import Path
@@ -111,13 +119,7 @@ print(json.dumps({"before": before, "after": peak_bytes()}))
 def test_resident_memory_is_bounded_over_many_episodes(sparse: Path) -> None:
     """400 episodes read 680 MB; as many as would be mapped around them are several times that."""
     pytest.importorskip("resource")
-    done = subprocess.run(
-        [sys.executable, "-c", RESIDENT, str(sparse), "400"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    resident = json.loads(done.stdout)
+    resident = printed_by(RESIDENT, str(sparse), "400")
     assert resident["after"] - resident["before"] < mapped.RESIDENT_BYTES + 64 * 2**20
 
 
@@ -156,13 +158,7 @@ def test_splits_of_a_map_keep_to_the_bound_of_one_map(sparse: Path) -> None:
     """Neither the splits nor what is read through all of them in turn are kept in memory."""
     if resident_mib() is None:
         pytest.skip("the system does not say how much memory is resident")
-    done = subprocess.run(
-        [sys.executable, "-c", SPLIT, str(sparse), "100"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    mebibytes = json.loads(done.stdout)
+    mebibytes = printed_by(SPLIT, str(sparse), "100")
     assert mebibytes["gib"] > 8
     assert mebibytes["split"] < 32  # 3 x 8 bytes an item for the rows, and what is left over
     assert mebibytes["read"] < mapped.RESIDENT_BYTES / 2**20 + 64

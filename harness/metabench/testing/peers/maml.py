@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from metabench.engine.apart import sharing_tasks
 from metabench.engine.feed import EpisodeFeed
 from metabench.engine.gradient import GradientAlgorithm
 from metabench.engine.modes import EngineName, resolve_engine, using_engine
+from metabench.engine.numerics import one_thread_a_kernel
 from metabench.testing.peers.fair import check_close, compared, fastest
 from metabench.testing.peers.inner_loops import Make, MetaStep, present
 from metabench.testing.peers.networks import (
@@ -93,17 +93,6 @@ def check_gradients(
         ours = [p.grad for p in model.parameters() if p.grad is not None]
         theirs = [p.grad for p in leaves if p.grad is not None]
         check_close(f"meta-gradients of {engine} and {name}, {precision}", ours, theirs, tolerance)
-
-
-@contextmanager
-def one_thread_a_kernel() -> Iterator[None]:
-    """PyTorch's kernels each run in one thread; tasks may be shared among threads all the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def meta_step(order: int, peers_network: PeersNetwork = documented) -> Callable[[Setting], Row]:
