@@ -15,6 +15,7 @@ import torch
 from metabench.clock.spread import Spread, block_interval, spread
 from metabench.clock.stopwatch import Call, stopwatch
 from metabench.clock.window import Conditions, window
+from metabench.engine.numerics import one_thread_a_kernel
 
 BLOCKS = 20
 WARM_UP = 2
@@ -95,7 +96,15 @@ def compare(
 
 
 def matrix_product(device: torch.device) -> Call:
-    """A matrix product of some milliseconds on the CPU: work that no library does otherwise."""
+    """A matrix product of some milliseconds on the CPU: work that no library does otherwise.
+
+    In one thread there: how long sleeping threads take to wake up depends on what ran before.
+    """
     side = 512 if device.type == "cpu" else 4096
     one, other = (torch.full((side, side), 0.5, device=device) for _ in range(2))
-    return lambda: one @ other
+
+    def product() -> None:
+        with one_thread_a_kernel():
+            one @ other
+
+    return product

@@ -66,7 +66,7 @@ def throughput(setting: Setting) -> Row:
     if not peers:
         raise NotMeasuredError("no peer is installed: pip install 'metabench[peers]'")
     cells = CELLS_A_CORE * setting.threads
-    steps = setting.count(100, 10)
+    steps = setting.count(200, 10)
 
     def loop(name: str, cells: int, count: int) -> float:
         numbers = [str(number) for number in (cells, count, TASKS)]
@@ -90,7 +90,7 @@ def throughput(setting: Setting) -> Row:
             seconds_of(lambda: loop(best, cells, steps)),
             versioned(best),
             setting,
-            setting.blocks_of(4, quick=1),
+            setting.blocks_of(3, quick=1),
         )
 
 
