@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from metabench.engine.gradient import GradientAlgorithm, GradientHyperparameters
     from metabench.engine.inner import sgd, unroll
     from metabench.engine.lift import over_tasks
-    from metabench.engine.norm import BatchNorm
+    from metabench.engine.norm import BatchNorm, norm_and_pool
     from metabench.engine.supervised import SupervisedClassifier, pretraining, supervised_loss
     from metabench.episodes.bank import SPLITS, ClassBank, assert_disjoint
     from metabench.episodes.protocol import EpisodeShape, Protocol, Rotation
@@ -119,6 +119,7 @@ __all__ = [
     "hookimpl",
     "leading_size",
     "no_report",
+    "norm_and_pool",
     "open_zip",
     "over_tasks",
     "pretraining",
@@ -152,7 +153,7 @@ _EXPORTS = {
     "metabench.engine.gradient": "GradientAlgorithm GradientHyperparameters",
     "metabench.engine.inner": "sgd unroll",
     "metabench.engine.lift": "over_tasks",
-    "metabench.engine.norm": "BatchNorm",
+    "metabench.engine.norm": "BatchNorm norm_and_pool",
     "metabench.engine.supervised": "SupervisedClassifier pretraining supervised_loss",
     "metabench.episodes.bank": "ClassBank SPLITS assert_disjoint",
     "metabench.episodes.protocol": "EpisodeShape Protocol Rotation",

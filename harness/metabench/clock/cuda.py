@@ -9,6 +9,7 @@ import torch
 
 from metabench.clock import timer
 from metabench.clock.stopwatch import Call, Reading
+from metabench.engine.graphs import no_waiting
 
 LAUNCH_BOUND = 0.9
 """Where issuing a call's kernels takes more than this share of its time, the device waits."""
@@ -47,6 +48,21 @@ class CudaStopwatch:
     @staticmethod
     def _event() -> torch.cuda.Event:
         return timer.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def waits(call: Call) -> bool:
+    """Whether a call itself waits for the device; it is broken off there.
+
+    When it returns then says nothing of how long its kernels took to issue.
+    """
+    try:
+        with no_waiting():
+            call()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # it was called before, and raised none
+        return True
+    return False
 
 
 def reset_peaks(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from metabench.api.algorithm import Algorithm
-from metabench.clock.cuda import LAUNCH_BOUND, clocks, memory_peaks, reset_peaks
+from metabench.clock.cuda import LAUNCH_BOUND, clocks, memory_peaks, reset_peaks, waits
 from metabench.clock.flops import count_flops
 from metabench.clock.kernels import profiled
 from metabench.clock.parts import Part, PartName, parts_of
@@ -108,15 +108,13 @@ def _timed(part: Part, device: torch.device, plan: TimingPlan, least: int) -> Pa
     count = plan.samples(cost)
     readings = [watch.read(part.at(WARM_UP + number)) for number in range(count)]
     memory = memory_peaks(device)
-    cold: list[Reading] = []
+    on_device: DeviceTimes | None = None
     if memory is not None:
         flushing = stopwatch(device, cold=True)
         cold = [flushing.read(part.at(WARM_UP + number)) for number in range(count)]
-    return PartTimes(
-        ms=spread([1e3 * reading.total for reading in readings]),
-        first_ms=1e3 * first,
-        device=_device_times(readings, cold, memory) if memory is not None else None,
-    )
+        on_device = _device_times(readings, cold, memory, waits(part.at(WARM_UP)))
+    ms = spread([1e3 * reading.total for reading in readings])
+    return PartTimes(ms, 1e3 * first, device=on_device)
 
 
 def _warmed_up(
@@ -130,7 +128,9 @@ def _warmed_up(
     return costs[0], min(costs)
 
 
-def _device_times(hot: list[Reading], cold: list[Reading], memory: dict[str, int]) -> DeviceTimes:
+def _device_times(
+    hot: list[Reading], cold: list[Reading], memory: dict[str, int], waiting: bool
+) -> DeviceTimes:
     def median_ms(seconds: Iterable[float | None]) -> float:
         return 1e3 * statistics.median(value or 0.0 for value in seconds)
 
@@ -139,7 +139,7 @@ def _device_times(hot: list[Reading], cold: list[Reading], memory: dict[str, int
         events=median_ms([r.device for r in hot]),
         cold=median_ms([r.total for r in cold]),
         cold_events=median_ms([r.device for r in cold]),
-        launch_bound=issued > LAUNCH_BOUND * total,
+        launch_bound=None if waiting else issued > LAUNCH_BOUND * total,
         memory=memory,
     )
 

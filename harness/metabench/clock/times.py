@@ -20,15 +20,15 @@ class DeviceTimes:
     Attributes:
         events: median between two events around the call.
         cold, cold_events: by the host's clock and by events, the L2 cache cold.
-        launch_bound: issuing the kernels took most of the call: the device waited for the host, or
-            the call itself waits for the device before it returns.
+        launch_bound: issuing the kernels took most of the call: the device waited for the host.
+            None where the call itself waits for the device, so that nobody can tell.
         memory: bytes allocated and reserved at most meanwhile.
     """
 
     events: float
     cold: float
     cold_events: float
-    launch_bound: bool
+    launch_bound: bool | None
     memory: Mapping[str, int]
 
 

@@ -154,10 +154,16 @@ class GradientAlgorithm(Algorithm):
 
     def task_state(self, adapted: Tensors, moments: Tensors, data: PyTree) -> PyTree:
         """The state of one adapted task, whose support items are `data` (S, ...)."""
-        state: dict[str, PyTree] = {"params": adapted}
         if self.hp.batch_norm == "support":
             # Once more, under the adapted weights: these moments are what queries get.
-            _, state["buffers"] = self.run(adapted, moments, data, "record")
+            _, moments = self.run(adapted, moments, data, "record")
+        return self.finished_state(adapted, moments, data)
+
+    def finished_state(self, adapted: Tensors, moments: Tensors, data: PyTree) -> PyTree:
+        """The same where `moments` are those under the adapted weights already."""
+        state: dict[str, PyTree] = {"params": adapted}
+        if self.hp.batch_norm == "support":
+            state["buffers"] = moments
         elif self.hp.batch_norm == "support+1":
             state["support"] = data
         return state

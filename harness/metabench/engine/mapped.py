@@ -40,7 +40,7 @@ class MappedItems:
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """A copy (..., *item shape) of the items at these rows (...)."""
-        chosen: NDArray[Any] = self._array[rows]
+        chosen: NDArray[Any] = self._array.take(rows, axis=0)
         if self._map is not None:
             read = _read_of.get(self._map, 0) + rows.size * self._bytes_an_item
             if read > RESIDENT_BYTES:

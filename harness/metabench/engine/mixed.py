@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 from metabench.engine.lift import flatten, restore
+from metabench.engine.norm import as_transformed
 
 Tensors = dict[str, Tensor]
 Flat = list[Tensor]
@@ -145,7 +146,8 @@ def _walked(
             return loop.loss({**constant, **here}, moments, batch, t)
 
         point = {name: value.detach() for name, value in adapted.items()}
-        grads, after = loop.gradient(objective, point, buffers, t)
+        with as_transformed():  # as the step is linearised
+            grads, after = loop.gradient(objective, point, buffers, t)
         if t % stride == 0:
             # An update that says so is given zeros on the way back; between points grads come anew.
             kept.append(Passed(state, None if linear or stride > 1 else grads))

@@ -53,8 +53,7 @@ class ANIL(GradientAlgorithm):
         own: Tensors = dict(self.named_parameters())
         head = {name: own[name] for name in self.adapted_names()}
         buffers = self.norm_buffers()
-        option = self.hp.batch_norm
-        mode = "record" if option == "support" else self.support_mode(ctx)
+        mode = "record" if self.hp.batch_norm == "support" else self.support_mode(ctx)
         order = self.order if ctx.training else 1
         steps = self.inner_steps(ctx)
 
@@ -65,12 +64,8 @@ class ANIL(GradientAlgorithm):
             adapted, _, _ = unroll(
                 head_loss, head, {}, batch, start, self.inner_update, list(head), steps, order
             )
-            state = {"params": adapted}
-            if option == "support":
-                state["buffers"] = moments  # the backbone stays: so do its moments
-            elif option == "support+1":
-                state["support"] = data
-            return state
+            # The backbone stays as it is, and so do its moments.
+            return self.finished_state(adapted, moments, data)
 
         return over_tasks(one_task, support.items.data, support.targets.values, support.items.mask)
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metabench import Backbone, Field, Hyperparameters, ItemSpec, channels_last
+from metabench import Backbone, Field, Hyperparameters, ItemSpec, channels_last, norm_and_pool
 from metabench_plugins.backbones.images import (
     Pooling,
     halved_by_pooling,
@@ -45,12 +45,10 @@ class ConvBlock(nn.Module):
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, maps: Tensor) -> Tensor:
-        maps = self.norm(self.conv(maps))
-        if self.pools:
-            # The papers pool after the ReLU. ReLU is monotone, so the two commute exactly, and
-            # here it sees a quarter of the pixels.
-            maps = F.max_pool2d(maps, 2)
-        return F.relu(maps)
+        maps = self.conv(maps)
+        # The papers pool after the ReLU. ReLU is monotone, so the two commute exactly, and here it
+        # sees a quarter of the pixels.
+        return F.relu(norm_and_pool(self.norm, maps, 2) if self.pools else self.norm(maps))
 
 
 class Conv4(Backbone):

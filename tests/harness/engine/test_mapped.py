@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,10 @@ class Counted(np.memmap):  # type: ignore[type-arg]
         if isinstance(index, np.ndarray):
             self.read.append(index.size)
         return super().__getitem__(index)
+
+    def take(self, indices: Any, axis: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        self.read.append(indices.size)
+        return super().take(indices, axis, **options)
 
 
 def cost_of_an_episode(
@@ -97,6 +102,7 @@ def printed_by(script: str, *words: str) -> dict[str, float]:
 RESIDENT = """
 import json, sys
 from pathlib import Path
+from typing import Any
 import torch
 from metabench.engine.gather import ItemStore, training_batch
 from metabench.episodes.protocol import EpisodeShape
@@ -126,6 +132,7 @@ def test_resident_memory_is_bounded_over_many_episodes(sparse: Path) -> None:
 SPLIT = """
 import json, sys
 from pathlib import Path
+from typing import Any
 import torch
 from metabench.data.splits import split_banks
 from metabench.engine.gather import ItemStore, training_batch

@@ -66,7 +66,7 @@ def throughput(setting: Setting) -> Row:
     if not peers:
         raise NotMeasuredError("no peer is installed: pip install 'metabench[peers]'")
     cells = CELLS_A_CORE * setting.threads
-    steps = setting.count(200, 10)
+    steps = setting.count(100, 10)
 
     def loop(name: str, cells: int, count: int) -> float:
         numbers = [str(number) for number in (cells, count, TASKS)]
