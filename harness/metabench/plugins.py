@@ -61,14 +61,19 @@ class PluginInfo:
 
 
 @dataclass
-class _Found:
-    """An entry point, and how far its loading has come."""
+class Found:
+    """An entry point, and how far its loading has come.
+
+    Attributes:
+        point: the entry point.
+        distribution, version: of the package that it came in.
+        where: `file:line` of what runs now, for errors that carry no frame of the plugin.
+    """
 
     point: importlib.metadata.EntryPoint
     distribution: str
     version: str
     where: str = ""
-    """`file:line` of what runs now, for errors that carry no frame of the plugin."""
 
     @property
     def builtin(self) -> bool:
@@ -83,7 +88,10 @@ class _Found:
 
 
 def load_registry(
-    *, strict: bool = False, warn: Callable[[str], None] = _logger.warning
+    *,
+    strict: bool = False,
+    warn: Callable[[str], None] = _logger.warning,
+    projects: Iterable[Found] = (),
 ) -> Registry:
     """Load every installed plugin that `METABENCH_DISABLE_PLUGINS` does not name.
 
@@ -91,6 +99,8 @@ def load_registry(
         strict: raise instead of warning.
         warn: called with one line for each plugin that failed or had a name refused, and for each
             name in `METABENCH_DISABLE_PLUGINS` that no plugin has.
+        projects: plugins of projects that need not be installed; where one is, it counts as it
+            stands here.
 
     Raises:
         PluginError: `strict`, and a plugin failed or wanted a name that is taken.
@@ -98,7 +108,7 @@ def load_registry(
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     registry = Registry()
-    disabled, everything = _disabled(), _discover()
+    disabled, everything = _disabled(), _discover(projects)
     for line in _disabled_in_vain(disabled, everything):
         warn(line)
     for found in everything:
@@ -121,12 +131,14 @@ def registry(strict: bool = False) -> Registry:
     return load_registry(strict=strict)
 
 
-def _discover() -> list[_Found]:
+def _discover(projects: Iterable[Found] = ()) -> list[Found]:
     """The entry points of our group, built-in first, then by distribution and name.
 
     Of two installations of one distribution the first on the path counts, as it does for Python.
     """
-    found: dict[str, list[_Found]] = {}
+    found: dict[str, list[Found]] = {}
+    for project in projects:
+        found.setdefault(_normal(project.distribution), []).append(project)
     for distribution in importlib.metadata.distributions():
         # Somebody's broken metadata is not our plugin's fault, nor ours.
         with contextlib.suppress(Exception):
@@ -134,7 +146,7 @@ def _discover() -> list[_Found]:
             name = distribution.metadata["Name"] if points else ""
             if name and _normal(name) not in found:
                 version = distribution.version
-                found[_normal(name)] = [_Found(p, name, version) for p in points]
+                found[_normal(name)] = [Found(p, name, version) for p in points]
     everything = [f for of_one in found.values() for f in of_one]
     return sorted(everything, key=lambda f: (not f.builtin, _normal(f.distribution), f.point.name))
 
@@ -143,15 +155,15 @@ def _disabled() -> set[str]:
     return {_normal(word) for word in os.environ.get(DISABLE, "").split(",") if word.strip()}
 
 
-def _is_disabled(found: _Found, disabled: set[str]) -> bool:
+def _is_disabled(found: Found, disabled: set[str]) -> bool:
     return bool(_names(found) & disabled) or (EVERYTHING in disabled and not found.builtin)
 
 
-def _names(found: _Found) -> set[str]:
+def _names(found: Found) -> set[str]:
     return {_normal(found.point.name), _normal(found.distribution)}
 
 
-def _disabled_in_vain(disabled: set[str], everything: list[_Found]) -> Iterator[str]:
+def _disabled_in_vain(disabled: set[str], everything: list[Found]) -> Iterator[str]:
     """A line for each name of `METABENCH_DISABLE_PLUGINS` that no plugin has."""
     names = {name for found in everything for name in _names(found)}
     for word in sorted(disabled - names - {EVERYTHING}):
@@ -165,7 +177,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
-def _load_one(manager: pluggy.PluginManager, found: _Found, registry: Registry) -> PluginInfo:
+def _load_one(manager: pluggy.PluginManager, found: Found, registry: Registry) -> PluginInfo:
     """Load one plugin and put what it brings into the registry; never raises for its faults."""
     try:
         # A plugin that prints while it loads must not end up in somebody's JSON.
@@ -186,7 +198,7 @@ def _load_one(manager: pluggy.PluginManager, found: _Found, registry: Registry) 
     return found.info("loaded in part" if refused else "loaded", "; ".join(refused))
 
 
-def _register(manager: pluggy.PluginManager, plugin: Any, found: _Found) -> None:
+def _register(manager: pluggy.PluginManager, plugin: Any, found: Found) -> None:
     """Register with pluggy, and do its `check_pending` for this one plugin.
 
     Raises:
@@ -208,7 +220,7 @@ def _register(manager: pluggy.PluginManager, plugin: Any, found: _Found) -> None
 
 
 def _entries(
-    manager: pluggy.PluginManager, plugin: Any, kind: Kind, found: _Found
+    manager: pluggy.PluginManager, plugin: Any, kind: Kind, found: Found
 ) -> Iterator[Entry]:
     """Call one hook of one plugin and check what it returns."""
     hook = f"metabench_register_{kind}s"
@@ -227,16 +239,16 @@ def _own(caller: pluggy.HookCaller, plugin: Any) -> list[pluggy.HookImpl]:
     return [i for i in caller.get_hookimpls() if i.plugin is plugin]
 
 
-def _forget(manager: pluggy.PluginManager, found: _Found) -> None:
+def _forget(manager: pluggy.PluginManager, found: Found) -> None:
     if manager.has_plugin(_key(found)):
         manager.unregister(name=_key(found))
 
 
-def _key(found: _Found) -> str:
+def _key(found: Found) -> str:
     return f"{found.distribution}:{found.point.name}"
 
 
-def _describe(error: BaseException, found: _Found) -> str:
+def _describe(error: BaseException, found: Found) -> str:
     """What went wrong and at which line of the plugin."""
     if isinstance(error, SystemExit):
         what = f"it called sys.exit({error.code!r})"
@@ -252,7 +264,7 @@ def _describe(error: BaseException, found: _Found) -> str:
     return f"{what} ({_line(error, found) or found.where or found.point.value})"
 
 
-def _line(error: BaseException, found: _Found) -> str:
+def _line(error: BaseException, found: Found) -> str:
     """`file:line` of the innermost frame that is the plugin's own; empty where there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"

@@ -180,12 +180,18 @@ def _suite_summary(file: Path) -> str:
     return summary if isinstance(summary, str) else ""
 
 
+def base_of(kind: Kind) -> type | None:
+    """The class that plugins of a kind subclass; None: suites, or nobody has imported it yet."""
+    module, name = _BASES.get(kind, ("", ""))
+    base: type | None = getattr(sys.modules.get(module), name, None)
+    return base
+
+
 def _check_class(kind: Kind, item: object, what: str) -> None:
     """It must be a complete subclass; asks for no import, a subclass has imported its base."""
-    module, name = _BASES[kind]
-    base = getattr(sys.modules.get(module), name, None)
+    base = base_of(kind)
     if base is None or not (isinstance(item, type) and issubclass(item, base)):
-        raise PluginError(f"{what} is not a subclass of metabench.{name}")
+        raise PluginError(f"{what} is not a subclass of metabench.{_BASES[kind][1]}")
     missing = sorted(getattr(item, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"{what} does not implement {', '.join(missing)}")
@@ -214,8 +220,8 @@ def _check_name(name: str, what: str) -> None:
 
 
 def _kind_of(cls: object) -> Kind:
-    for kind, (module, name) in _BASES.items():
-        base = getattr(sys.modules.get(module), name, None)
+    for kind in _BASES:
+        base = base_of(kind)
         if base is not None and isinstance(cls, type) and issubclass(cls, base):
             return kind
     raise UsageError(

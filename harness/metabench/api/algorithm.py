@@ -59,6 +59,8 @@ class Algorithm(nn.Module, ABC):
     inference: ClassVar[Inference] = "inductive"
     equivariant_to: ClassVar[frozenset[Equivariance]] = frozenset()
     output: ClassVar[Output] = "logits"
+    float64: ClassVar[bool] = True
+    """Whether it computes in float64 too, which checks to the last digits ask for."""
     hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
     recipe: ClassVar[Recipe] = Recipe()
     """How it is trained where a suite does not say."""

@@ -22,6 +22,7 @@ from metabench.rendering import plain
 
 VERBS = {
     "bench": "Time all that is registered: sampling, inner loops, meta-steps, evaluation.",
+    "check": "Check a plugin: what it states and predicts, how it trains, what can be saved of it.",
     "clean": "Delete what nothing in a result folder refers to any more.",
     "completion": "Print the script that makes a shell complete metabench's words.",
     "data": "List, prepare, verify and remove data sets.",
@@ -30,6 +31,7 @@ VERBS = {
     "list": "List what is registered: algorithms, backbones, data sets, suites, plugins.",
     "show": "Show all that is known of something registered, or of a cell.",
     "status": "Say what is finished, failed or missing in a result folder, and what runs now.",
+    "new": "Write the project of an algorithm, backbone, dataset or suite into a new folder NAME.",
     "run": "Run a suite: train, test and time its cells, then print its table.",
     "time": "Time the finished cells of a suite again, longer and with nothing beside them.",
 }

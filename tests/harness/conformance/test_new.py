@@ -1,0 +1,102 @@
+"""`metabench new` and `metabench check`: what is written works as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metabench.plugins import load_registry
+from metabench.registry import KINDS
+from metabench.scaffold import write_project
+
+LONGEST_CLASS = 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_project_passes_its_checks(metabench, tmp_path: Path, kind: str) -> None:
+    made = metabench("new", kind, "demo-one")
+    assert made.returncode == 0, made.stderr
+    assert "metabench check demo-one" in made.stdout
+    done = metabench("check", "demo-one", "--json", "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert {row["plugin"] for row in found} == {f"{kind} demo-one"}
+    assert {row["status"] for row in found} <= {"passed", "skipped"}
+    assert done.stderr == ""
+
+
+def test_its_own_test_runs_the_kit(tmp_path: Path) -> None:
+    write_project("backbone", "demo", tmp_path, load_registry())
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        cwd=tmp_path / "demo",
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["algorithm", "backbone", "dataset"])
+def test_the_class_is_short_and_tidy(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "demo"
+    write_project(kind, "demo", tmp_path, load_registry())  # type: ignore[arg-type]
+    source = (folder / "src" / "metabench_demo" / "demo.py").read_text()
+    body = source[source.index("class Demo(") :].split("\n\n\n")[0]
+    assert len(body.splitlines()) < LONGEST_CLASS
+    for path in folder.rglob("*.py"):
+        compile(path.read_text(), str(path), "exec")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("maml", "taken"),
+        ("Demo", "no name"),
+        ("a" * 60, "no name"),
+        ("../demo", "no name"),
+        ("class", "word of Python"),
+    ],
+)
+def test_impossible_names(metabench, tmp_path: Path, name: str, told: str) -> None:
+    done = metabench("new", "algorithm", name)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_stays(metabench, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    done = metabench("new", "algorithm", "demo")
+    assert done.returncode == 2
+    assert "there already" in done.stderr
+    assert list((tmp_path / "demo").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("mamml", "did you mean 'maml'"),
+        ("nothing.py", "there is no file"),
+        (".", "no project"),
+        ("os.path", "has no algorithm"),
+    ],
+)
+def test_what_cannot_be_checked(metabench, target: str, told: str) -> None:
+    done = metabench("check", target)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+def test_an_unknown_check(metabench) -> None:
+    done = metabench("check", "protonet", "--only", "shape")
+    assert done.returncode == 2
+    assert "did you mean 'shapes'" in done.stderr
