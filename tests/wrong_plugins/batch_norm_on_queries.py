@@ -10,5 +10,5 @@ class Normalised(Centroid):
 
     def predict(self, state, queries, ctx):
         z = queries.data
-        z = (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-3)
+        z = (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True, correction=0) + 1e-3)
         return super().predict(state, queries._replace(data=z), ctx)

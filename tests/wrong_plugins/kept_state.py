@@ -12,7 +12,7 @@ class Keeping(Centroid):
         self.scale, self.log = 1.0, []
 
     def adapt(self, support, ctx):
-        self.scale = support.items.data.std()
+        self.scale = support.items.data.std().detach()
         self.log.append(self.scale)
         return super().adapt(support, ctx)
 

@@ -9,16 +9,11 @@ class Remembering(Centroid):
 
     name = "remembered-targets"
 
-    def build(self):
-        self.seen = {}
-
     def training_loss(self, batch, ctx):
         items = batch.queries.data.flatten(0, 1)
         if items.device.type != "meta":
-            embedded = self.embed(items).detach()
-            labels = batch.query_targets.values.flatten().tolist()
-            self.items, self.labels = items.detach().clone(), labels
-            self.embedded = embedded
+            self.items = items.detach().clone()
+            self.labels = batch.query_targets.values.flatten().tolist()
         return super().training_loss(batch, ctx)
 
     def embed(self, data):

@@ -1,24 +1,18 @@
-"""A number without bounds or meaning, and weights that move at test."""
+"""A number without bounds."""
 
-import torch
+from typing import Annotated
+
 from honest import Centroid
 
-from metabench import Hyperparameters
+from metabench import Field, Hyperparameters
 
 
 class Settings(Hyperparameters):
-    scale: float = 1.0
+    scale: Annotated[float, Field(description="factor of the logits")] = 1.0
 
 
-class Moving(Centroid):
-    """A buffer that counts."""
+class Unbounded(Centroid):
+    """Any scale at all."""
 
     name = "unbounded"
     hyperparameters = Settings
-
-    def build(self):
-        self.register_buffer("count", torch.zeros(()))
-
-    def adapt(self, support, ctx):
-        self.count += 1
-        return super().adapt(support, ctx)

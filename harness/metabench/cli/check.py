@@ -74,8 +74,8 @@ def command(
 def _told(row: dict[str, object]) -> str:
     """One line; of a failure what was expected, what happened, and where to look."""
     remark = f"  {row['remark']}" if row["remark"] else ""
-    line = f"{row['status']:<8}{row['plugin']}: {row['check']}{remark}"
-    lines = [plain(line)]
+    line = plain(f"{row['plugin']}: {row['check']}{remark}")
+    lines = [f"{row['status']:<8}{line}"]
     if row["status"] == "failed":
         lines += [f"        expected: {plain(str(row['expected']))}"]
         lines += [f"        happened: {plain(str(row['happened']))}"]

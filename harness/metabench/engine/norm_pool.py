@@ -128,7 +128,12 @@ def _sums(
 
 
 def _add_at(maps: Tensor, values: Tensor, places: Tensor) -> Tensor:
-    """`maps` (n, C, H, W) with `values` (n, C, h, w) added at places, numbers in H W; in place."""
+    """`maps` (n, C, H, W) with `values` (n, C, h, w) added at places, numbers in H W.
+
+    In place where they lie in one of the two usual orders, of which `_flat` makes a view.
+    """
+    if not (maps.is_contiguous() or maps.is_contiguous(memory_format=torch.channels_last)):
+        maps = maps.contiguous()
     flat, dim = _flat(maps, maps)
     flat.scatter_add_(dim, _flat(places, maps)[0], _flat(values, maps)[0])
     return maps

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import keyword
 import re
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+import metabench
 from metabench.errors import PluginError, UsageError
-from metabench.registry import Kind, Registry
+from metabench.registry import KINDS, Kind, Registry
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 LONGEST = 40
+_TAKEN = {*metabench.__all__, "Annotated", "F", "None", "True", "False"}
+"""What the templates import, or may."""
 COMMON = ("pyproject.toml", "README.md", "tests/test_conformance.py", ".gitignore")
 
 
@@ -43,7 +47,7 @@ def write_project(kind: Kind, name: str, parent: Path, known: Registry) -> list[
         "module": module,
         "package": package,
         "distribution": f"metabench-{name}",
-        "cls": "".join(word.capitalize() for word in name.split("-")),
+        "cls": _class_name(name),
     }
     own = f"{name}.toml" if kind == "suite" else f"{module}.py"
     places = {f"common/{path}": path for path in COMMON}
@@ -52,11 +56,18 @@ def write_project(kind: Kind, name: str, parent: Path, known: Registry) -> list[
     places[f"{kind}/__init__.py"] = f"src/{package}/__init__.py"
     places[f"{kind}/plugin"] = f"src/{package}/{own}"
     # All texts before the first file: a fault in one of them leaves nothing.
-    texts = {folder / to: _filled(template, facts) for template, to in places.items()}
-    for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return sorted(texts)
+    texts = {to: _filled(template, facts) for template, to in places.items()}
+    with tempfile.TemporaryDirectory(dir=parent) as draft:
+        for to, text in texts.items():
+            path = Path(draft) / name / to
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        (Path(draft) / name).rename(folder)
+    return sorted(folder / to for to in texts)
+
+
+def _class_name(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("-"))
 
 
 def _check(kind: Kind, name: str, known: Registry) -> None:
@@ -65,13 +76,16 @@ def _check(kind: Kind, name: str, known: Registry) -> None:
             f"{name!r} is no name for a plugin",
             f"up to {LONGEST} of a-z, 0-9 and '-', beginning with a letter, such as my-{kind}",
         )
-    if keyword.iskeyword(name.replace("-", "_")):
-        raise UsageError(f"{name!r} is a word of Python", f"choose another, such as my-{name}")
-    if name in known.of(kind):
-        raise PluginError(
-            f"the {kind} name {name!r} is taken by {known.of(kind)[name].owner}",
-            "choose another name",
-        )
+    if (
+        keyword.iskeyword(name.replace("-", "_"))
+        or _class_name(name) in _TAKEN
+        or name == "plugins"
+    ):
+        raise UsageError(f"{name!r} has a meaning already", f"choose another, such as my-{name}")
+    for other in KINDS:
+        if name in known.of(other):
+            owner = known.of(other)[name].owner
+            raise PluginError(f"the {other} name {name!r} is taken by {owner}", "choose another")
 
 
 def _filled(template: str, facts: dict[str, str]) -> str:

@@ -29,7 +29,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from metabench.testing.conformance.running import Asked, plan
 
-    asked = Asked(*marker.args, **marker.kwargs)
+    target, *rest = marker.args
+    asked = Asked(str(target), *rest)
     planned = plan(asked)
     ids = [f"{one.name}-{one.check}" for one in planned]
     metafunc.parametrize(FIXTURE, [(asked, one) for one in planned], ids=ids, indirect=True)
@@ -40,10 +41,12 @@ def metabench_check(request: pytest.FixtureRequest) -> Callable[[], None]:
     """Run the check that this test stands for; it fails with what was expected and happened."""
     if not hasattr(request, "param"):
         pytest.fail("which plugin? mark the test with @pytest.mark.metabench(TARGET)")
+    from metabench.engine.numerics import process_kept
     from metabench.testing.conformance.running import run_planned
 
     def check() -> None:
-        found = run_planned(*request.param)
+        with process_kept():
+            found = run_planned(*request.param)
         if found.status == "skipped":
             pytest.skip(found.remark)
         if found.status == "failed":

@@ -63,7 +63,10 @@ def test_the_class_is_short_and_tidy(tmp_path: Path, kind: str) -> None:
         ("Demo", "no name"),
         ("a" * 60, "no name"),
         ("../demo", "no name"),
-        ("class", "word of Python"),
+        ("class", "a meaning already"),
+        ("field", "a meaning already"),
+        ("plugins", "a meaning already"),
+        ("quickdraw", "dataset name 'quickdraw' is taken"),
     ],
 )
 def test_impossible_names(metabench, tmp_path: Path, name: str, told: str) -> None:
@@ -87,10 +90,14 @@ def test_what_is_there_stays(metabench, tmp_path: Path) -> None:
         ("mamml", "did you mean 'maml'"),
         ("nothing.py", "there is no file"),
         (".", "no project"),
+        ("./nothing", "no project"),
+        ("./broken", "cannot be read"),
         ("os.path", "has no algorithm"),
     ],
 )
-def test_what_cannot_be_checked(metabench, target: str, told: str) -> None:
+def test_what_cannot_be_checked(metabench, tmp_path: Path, target: str, told: str) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "pyproject.toml").write_text("[project")
     done = metabench("check", target)
     assert done.returncode == 2
     assert told in done.stderr
@@ -100,3 +107,25 @@ def test_an_unknown_check(metabench) -> None:
     done = metabench("check", "protonet", "--only", "shape")
     assert done.returncode == 2
     assert "did you mean 'shapes'" in done.stderr
+
+
+def test_it_can_be_installed_and_run(metabench, tmp_path: Path) -> None:
+    write_project("algorithm", "demo", tmp_path, load_registry())
+    target = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
+    subprocess.run([*pip, *offline, str(tmp_path / "demo")], check=True)
+    suite = str(tmp_path / "demo" / "try.toml")
+    planned = metabench("run", "--suite", suite, "--dry-run", "--json", path=(target,))
+    assert planned.returncode == 0, planned.stderr
+    cells = [row["cell"] for row in json.loads(planned.stdout)]
+    assert cells == [f"quickdraw/5w1s15q/{name}/conv4-16/seed0" for name in ("demo", "protonet")]
+    # The folder counts as it stands, not as it was installed.
+    source = tmp_path / "demo" / "src" / "metabench_demo" / "demo.py"
+    source.write_text(
+        source.read_text().replace("    family =", '    version = ""\n    family =', 1)
+    )
+    done = metabench("check", "./demo", "--only", "facts", path=(target,))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "the version is a text" in done.stdout
+    assert str(source) in done.stdout

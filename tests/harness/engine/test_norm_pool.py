@@ -61,6 +61,24 @@ def test_values_and_both_derivatives(layout: torch.memory_format, side: int, siz
     assert torch.autograd.gradgradcheck(ours(size), given)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 6, 6), (2, 4, 7, 5), (1, 3, 4, 8)])
+def test_any_layout(shape: tuple[int, ...]) -> None:
+    """One channel, maps that are not square, and strides that are neither of the usual two."""
+    x, weight, bias = inputs(8, torch.contiguous_format)
+    x = x.detach()[: shape[0], : shape[1], : shape[2], : shape[3]]
+    for laid in (
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x.mT.contiguous().mT,
+        x.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2),
+    ):
+        given = laid.detach().requires_grad_(), weight[: shape[1]], bias[: shape[1]]
+        for found, expected in zip(
+            derived_twice(ours(2), given), derived_twice(usual(2), given), strict=True
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_no_gradient_for_the_input() -> None:
     x, weight, bias = inputs(6, torch.channels_last)
     for function in (ours(2), usual(2)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,11 +14,12 @@ from torch.func import functional_call, grad, vmap
 
 from metabench.api.backbone import Backbone, ItemSpec
 from metabench.api.recipe import Hyperparameters
+from metabench.engine.modes import using_engine
 from metabench.engine.norm import convert, norm_mode
 from metabench.engine.numerics import generator_states, same_states, seed_all
 from metabench.engine.verify import TOLERANCE
 from metabench.registry import Entry
-from metabench.testing.conformance.facts import add_checks_of_facts
+from metabench.testing.conformance.facts import add_check_of_the_clock, add_checks_of_facts
 from metabench.testing.conformance.finding import Checks, NonconformityError, NotApplicableError
 from metabench.testing.conformance.subject import share_of_range
 
@@ -27,8 +29,11 @@ ITEMS: tuple[ItemSpec, ...] = (
     ItemSpec("image", (3, 84, 84)),
     ItemSpec("vector", (12,)),
 )
-"""What a backbone is tried on; it may refuse any of them, but not all."""
+"""What a backbone is tried on; it may refuse any of them."""
+LARGE = ItemSpec("image", (3, 224, 224))
+"""What is tried where it refuses all of these."""
 SAME = TOLERANCE["float32"]
+ON_CUDA = 1e-2
 IMPOSSIBLE = ItemSpec("no such kind", (2, 2))
 META = torch.device("meta")
 
@@ -45,14 +50,16 @@ class BackboneSubject:
     @cached_property
     def items(self) -> list[ItemSpec]:
         """Those that it takes."""
-        found = []
-        for item in ITEMS:
-            try:
-                self.build(item)
-            except ValueError:
-                continue
-            found.append(item)
-        return found
+        return [item for item in ITEMS if self._takes(item)] or [
+            item for item in (LARGE,) if self._takes(item)
+        ]
+
+    def _takes(self, item: ItemSpec) -> bool:
+        try:
+            self.build(item)
+        except ValueError:
+            return False
+        return True
 
     def build(self, item: ItemSpec, seed: int = 0) -> Backbone:
         """With the weights of a seed, as the engine builds it."""
@@ -78,7 +85,7 @@ add_checks_of_facts(CHECKS)
 @CHECKS.add("it takes something, and says with a ValueError what it does not take")
 def items(subject: BackboneSubject) -> str:
     if not subject.items:
-        shapes = ", ".join(f"{item.kind} {item.shape}" for item in ITEMS)
+        shapes = ", ".join(f"{item.kind} {item.shape}" for item in (*ITEMS, LARGE))
         raise NonconformityError(
             f"it takes some of {shapes}", "it refused all of them", subject.cls.__init__
         )
@@ -122,8 +129,9 @@ def _check_shape(found: Any, shape: tuple[int, ...], at: object) -> None:
         raise NonconformityError("finite features", "some are not", at)
 
 
-@CHECKS.add("the same seed gives the same weights, and another seed others")
-def determinism(subject: BackboneSubject) -> None:
+@CHECKS.add("the same seed gives the same weights")
+def determinism(subject: BackboneSubject) -> str:
+    loaded = True
     for item in subject.items:
         one, other, third = (subject.build(item, seed).state_dict() for seed in (0, 0, 1))
         if any(not torch.equal(one[name], other[name]) for name in one):
@@ -132,13 +140,8 @@ def determinism(subject: BackboneSubject) -> None:
                 "the same seed gave other weights",
                 subject.cls.__init__,
             )
-        differ = any(not torch.equal(one[name], third[name]) for name in one)
-        if list(subject.build(item).parameters()) and not differ:
-            raise NonconformityError(
-                "another seed gives other weights, unless they are loaded",
-                "they are the same",
-                subject.cls.__init__,
-            )
+        loaded = loaded and all(torch.equal(one[name], third[name]) for name in one)
+    return "the same for every seed" if loaded else ""
 
 
 @CHECKS.add("at test an item's features depend on that item alone, and nothing is drawn or changed")
@@ -149,7 +152,7 @@ def items_apart(subject: BackboneSubject) -> None:
         with torch.no_grad():
             together = backbone(data)
             singly = torch.cat([backbone(data[i : i + 1]) for i in range(len(data))])
-        if share_of_range(together, singly) > SAME:
+        if not share_of_range(together, singly) <= SAME:
             raise NonconformityError(
                 "in eval mode an item's features don't depend on the others",
                 f"they differ by {share_of_range(together, singly):.2g} of their range",
@@ -198,16 +201,27 @@ def transforms(subject: BackboneSubject) -> None:
                 features: Tensor = functional_call(network, weights, (items,))
             return features.square().mean()
 
+        def length_of_gradient(
+            weights: dict[str, Tensor], items: Tensor, of: Callable[..., Any] = loss
+        ) -> Tensor:
+            return torch.stack([g.square().sum() for g in grad(of)(weights, items).values()]).sum()
+
         pairs = torch.stack([data, data.flip(0)])
         try:
-            at_once = vmap(grad(loss), in_dims=(None, 0), randomness="different")(params, pairs)
+            with using_engine("vmap"):
+                at_once = vmap(grad(loss), in_dims=(None, 0), randomness="different")(params, pairs)
             singly = [grad(loss)(params, items) for items in pairs]
+            twice = grad(length_of_gradient)(params, data)
         except RuntimeError as error:
             raise NonconformityError(
                 "grad and vmap of torch.func go through it (no change in place, no look at values)",
                 str(error).splitlines()[0],
                 subject.cls.forward,
             ) from error
+        if not all(bool(torch.isfinite(found).all()) for found in twice.values()):
+            raise NonconformityError(
+                "finite second derivatives, which MAML takes", "some are not", subject.cls.forward
+            )
         for name, found in at_once.items():
             for row, one in zip(found, singly, strict=True):
                 if share_of_range(one[name], row) > 1e-6 and bool(one[name].abs().max() > 1e-9):
@@ -234,7 +248,7 @@ def float64(subject: BackboneSubject) -> None:
                 raise NonconformityError(
                     "float64 weights and items", str(error).splitlines()[0], subject.cls.forward
                 ) from error
-        if double.dtype != torch.float64 or share_of_range(double, single.double()) > 1e-3:
+        if double.dtype != torch.float64 or not share_of_range(double, single.double()) <= 1e-3:
             raise NonconformityError(
                 "float64 features that are those of float32, more exactly",
                 f"{double.dtype}, {share_of_range(double, single.double()):.2g} of the range apart",
@@ -259,16 +273,37 @@ def meta_device(subject: BackboneSubject) -> None:
             )
 
 
+@CHECKS.add("on a CUDA device it gives the features that it gives on the CPU")
+def cuda(subject: BackboneSubject) -> None:
+    if not torch.cuda.is_available():
+        raise NotApplicableError("there is no CUDA device")
+    for backbone, data in subject.each():
+        with torch.no_grad():
+            on_cpu = backbone(data)
+            on_cuda = backbone.to("cuda")(data.to("cuda")).to("cpu")
+        if not share_of_range(on_cpu, on_cuda) <= ON_CUDA:
+            raise NonconformityError(
+                f"the same features on both, within {ON_CUDA:g} of their range",
+                f"they differ by {share_of_range(on_cpu, on_cuda):.2g}",
+                subject.cls.forward,
+            )
+
+
 @CHECKS.add("weights saved by safetensors, and loaded into a new one, give the same features")
 def checkpoint(subject: BackboneSubject) -> None:
     for item in subject.items:
         one, other, data = subject.build(item, 0), subject.build(item, 1), some(item)
-        other.load_state_dict(load(save({n: v.contiguous() for n, v in one.state_dict().items()})))
+        other.load_state_dict(
+            load(save({n: v.contiguous().clone() for n, v in one.state_dict().items()}))
+        )
         with torch.no_grad():
             difference = share_of_range(one(data), other(data))
-        if difference > SAME:
+        if not difference <= SAME:
             raise NonconformityError(
                 "all that decides the features is in parameters and persistent buffers",
                 f"loaded into another one, features differ by {difference:.2g} of their range",
                 subject.cls.__init__,
             )
+
+
+add_check_of_the_clock(CHECKS)

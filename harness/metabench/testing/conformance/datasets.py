@@ -19,7 +19,7 @@ from metabench.episodes.protocol import Protocol
 from metabench.episodes.source import EpisodeSource, protocol_key
 from metabench.errors import MetabenchError
 from metabench.registry import Entry
-from metabench.testing.conformance.facts import add_checks_of_facts
+from metabench.testing.conformance.facts import add_check_of_the_clock, add_checks_of_facts
 from metabench.testing.conformance.finding import Checks, NonconformityError, NotApplicableError
 
 DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -33,12 +33,14 @@ class DatasetSubject:
 
     Attributes:
         folder: where its raw files are looked for; None: the user's data folder.
+        scratch: a folder for what it makes; None: one that goes with the process.
     """
 
     entry: Entry
     cls: type[Dataset]
     target: str = ""
     folder: Path | None = None
+    scratch: Path | None = None
     _temporary: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
 
     @cached_property
@@ -55,15 +57,16 @@ class DatasetSubject:
             NotApplicableError: it is not on this machine.
         """
         if self.own_folder:
-            self._temporary.append(tempfile.TemporaryDirectory())
-            dataset = self.cls(Path(self._temporary[0].name))
-        else:
-            dataset = self.cls(data_folder(self.folder))
-        if dataset.availability() == "missing":
+            if self.scratch is None:
+                self._temporary.append(tempfile.TemporaryDirectory())
+            dataset = self.cls(self.scratch or Path(self._temporary[0].name))
+            dataset.prepare()
+            return dataset
+        dataset = self.cls(data_folder(self.folder))
+        if dataset.availability() != "ready":
             raise NotApplicableError(
-                f"it is not on this machine: metabench data prepare {self.cls.name}"
+                f"it is not prepared on this machine: metabench data prepare {self.cls.name}"
             )
-        dataset.prepare()
         return dataset
 
     @cached_property
@@ -246,6 +249,7 @@ def removal(subject: DatasetSubject) -> str:
         dataset = subject.cls(Path(name))
         before = dataset.availability()
         dataset.prepare()
+        made = any(path.is_file() for path in Path(name).rglob("*"))
         freed = dataset.remove()
         left = [path for path in Path(name).rglob("*") if path.is_file()]
         if left or dataset.availability() != before:
@@ -254,7 +258,7 @@ def removal(subject: DatasetSubject) -> str:
                 f"{_listed(Path(name)) or 'nothing'} is left, and it is {dataset.availability()}",
                 subject.cls.remove,
             )
-        if freed <= 0:
+        if made and freed <= 0:
             raise NonconformityError(
                 "remove() returns the bytes that it freed", f"{freed}", subject.cls.remove
             )
@@ -263,3 +267,6 @@ def removal(subject: DatasetSubject) -> str:
 
 def _listed(folder: Path) -> str:
     return ", ".join(sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))[:5])
+
+
+add_check_of_the_clock(CHECKS)

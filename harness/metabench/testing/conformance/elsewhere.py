@@ -16,9 +16,10 @@ import torch
 
 from metabench.api.algorithm import Algorithm
 from metabench.registry import Entry
+from metabench.runner.worker import initialise
 
 SEED = 1
-SECONDS = 60.0
+SECONDS = 40.0
 LONGEST = 500
 
 
@@ -39,7 +40,8 @@ def weights_digest_elsewhere(target: str, entry: Entry) -> str:
     """
     command = [sys.executable, "-m", __name__, target, entry.kind, entry.name]
     # A seed of its own for hashes, whatever this process was given.
-    environment = {**os.environ, "PYTHONHASHSEED": "random"}
+    paths = os.pathsep.join(sys.path)
+    environment = {**os.environ, "PYTHONHASHSEED": "random", "PYTHONPATH": paths}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, timeout=SECONDS
     )
@@ -54,7 +56,7 @@ def main() -> None:
     from metabench.testing.conformance.target import resolved
 
     results = os.dup(1)
-    os.dup2(2, 1)
+    initialise(os.getppid())
     target, kind, name = sys.argv[1:]
     torch.set_num_threads(1)
     [subject] = [s for s in resolved(target) if (s.entry.kind, s.entry.name) == (kind, name)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from metabench.api.algorithm import Equivariance, Output
 from metabench.api.recipe import Hyperparameters
 from metabench.clock.timer import patched
 from metabench.registry import FACTS, Entry
-from metabench.testing.conformance.finding import Checks, NonconformityError, NotApplicableError
+from metabench.testing.conformance.finding import Checks, NonconformityError
 
 LONGEST_SUMMARY = 120
 BOUNDS = ("gt", "ge", "lt", "le")
@@ -33,7 +36,11 @@ def add_checks_of_facts(checks: Checks) -> None:
     checks.add("each hyper-parameter has a meaning, a valid default, and bounds if it is a number")(
         hyper_parameters
     )
-    checks.add("nobody replaced a clock")(clock)
+
+
+def add_check_of_the_clock(checks: Checks) -> None:
+    """Add it last: a plugin may replace a clock when it is used."""
+    checks.add("nobody replaced a clock, not when it was used either")(clock)
 
 
 def facts(subject: PluginSubject) -> None:
@@ -55,6 +62,15 @@ def facts(subject: PluginSubject) -> None:
         )
     if not (isinstance(cls.version, str) and cls.version):
         raise NonconformityError("the version is a text", f"it is {cls.version!r}", cls)
+    known = set(typing.get_args(Equivariance))
+    if unknown := set(getattr(cls, "equivariant_to", ())) - known:
+        raise NonconformityError(
+            f"equivariant_to names {' and '.join(sorted(known))}", f"it names {unknown}", cls
+        )
+    if getattr(cls, "output", "logits") not in typing.get_args(Output):
+        raise NonconformityError(
+            f"the output is one of {', '.join(typing.get_args(Output))}", f"{cls.output!r}", cls
+        )
     if not (cls.__doc__ or "").strip():
         raise NonconformityError(
             "the class has a docstring: the equations, and what differs from the paper",
@@ -95,10 +111,7 @@ def _check_field(model: type[BaseModel], name: str, info: FieldInfo) -> None:
             f"{name} says nothing",
             model,
         )
-    bounded = any(
-        getattr(part, bound, None) is not None for part in info.metadata for bound in BOUNDS
-    )
-    if _is_number(info.annotation) and not bounded:
+    if _is_unbounded_number(info.annotation, info.metadata):
         raise NonconformityError(
             "each number has the bounds within which it has a meaning: Field(gt=0, ...)",
             f"{name} has none",
@@ -106,15 +119,21 @@ def _check_field(model: type[BaseModel], name: str, info: FieldInfo) -> None:
         )
 
 
-def _kinds(annotation: Any) -> tuple[Any, ...]:
-    """The parts of a union; of anything else, itself."""
-    parts = typing.get_args(annotation)
-    is_union = parts and typing.get_origin(annotation) is not typing.Literal
-    return parts if is_union else (annotation,)
+def _is_unbounded_number(annotation: Any, metadata: Sequence[Any]) -> bool:
+    """Whether it may be a number, and nothing says of what size.
 
-
-def _is_number(annotation: Any) -> bool:
-    return any(kind in {int, float} for kind in _kinds(annotation))
+    Args:
+        annotation: a type, a union of types, or one of these annotated.
+        metadata: what stands beside it.
+    """
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _is_unbounded_number(parts[0], [*metadata, *parts[1:]])
+    if origin in {typing.Union, types.UnionType}:
+        return any(_is_unbounded_number(part, metadata) for part in parts)
+    inner = [m for part in metadata for m in (getattr(part, "metadata", None) or [part])]
+    bounded = any(getattr(part, bound, None) is not None for part in inner for bound in BOUNDS)
+    return annotation in {int, float} and not bounded
 
 
 def _is_choice(annotation: Any) -> bool:
@@ -129,8 +148,3 @@ def clock(subject: PluginSubject) -> None:
             f"{', '.join(names)} was replaced in this process",
             subject.cls,
         )
-
-
-def not_applicable_unless(condition: bool, why: str) -> None:
-    if not condition:
-        raise NotApplicableError(why)

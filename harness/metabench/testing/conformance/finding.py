@@ -38,11 +38,13 @@ class Check:
         name: how it is asked for, such as `inference-mode`.
         what: in a sentence, what holds of a plugin that passes.
         run: raises `NonconformityError` or `NotApplicableError`.
+        patience: how many times the usual limit it may take; more where it starts a process.
     """
 
     name: str
     what: str
     run: CheckFunction
+    patience: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,12 @@ class Checks:
     def __init__(self) -> None:
         self.all: list[Check] = []
 
-    def add(self, what: str) -> Callable[[CheckFunction], CheckFunction]:
-        """Decorate a check, which is named after its function; `what`: see `Check`."""
+    def add(self, what: str, patience: int = 1) -> Callable[[CheckFunction], CheckFunction]:
+        """Decorate a check, which is named after its function; `what`, `patience`: see `Check`."""
 
         def added(function: CheckFunction) -> CheckFunction:
-            self.all.append(Check(function.__name__.strip("_").replace("_", "-"), what, function))
+            name = function.__name__.replace("_", "-")
+            self.all.append(Check(name, what, function, patience))
             return function
 
         return added

@@ -7,7 +7,7 @@ import inspect
 import multiprocessing
 import os
 import sys
-import time
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, TimeoutError
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
 
+import metabench
+from metabench.clock import timer
 from metabench.errors import UsageError, unknown_name
 from metabench.runner.worker import initialise
 from metabench.testing.conformance.finding import (
@@ -36,12 +38,20 @@ STARTING = 120.0
 
 
 class Planned(NamedTuple):
-    """A check that is to be run: the plugin's kind and name, the check's name and meaning."""
+    """A check that is to be run.
+
+    Attributes:
+        kind, name: of the plugin.
+        check, what, patience: see `Check`.
+        look_at: where the plugin stands, should the check not end.
+    """
 
     kind: str
     name: str
     check: str
     what: str
+    patience: int
+    look_at: str
 
 
 class Asked(NamedTuple):
@@ -51,11 +61,13 @@ class Asked(NamedTuple):
         target: see `target.resolved`.
         folder: where data sets are; None: the user's data folder.
         only: names of checks; none: all.
+        scratch: a folder for what is made; None: one that goes with the process.
     """
 
     target: str
     folder: Path | None = None
     only: tuple[str, ...] = ()
+    scratch: Path | None = None
 
 
 def run_checks(
@@ -70,23 +82,49 @@ def run_checks(
     pool = ProcessPool(
         max_workers=1, context=context, initializer=initialise, initargs=[os.getpid()]
     )
+    # A worker that is killed removes nothing.
+    with tempfile.TemporaryDirectory() as scratch:
+        asked = asked._replace(scratch=Path(scratch))
+        try:
+            planned: list[Planned] = _outcome(pool.schedule(plan, args=[asked], timeout=STARTING))
+            for one in planned:
+                if watch is not None:
+                    watch(one)
+                result = _one(pool, asked, one, timeout * one.patience)
+                yield result
+                if result.status == "failed":  # its worker may be gone, and a new one has to load
+                    _outcome(pool.schedule(plan, args=[asked], timeout=STARTING))
+        finally:
+            pool.stop()  # type: ignore[no-untyped-call]
+            pool.join()
+
+
+def _one(pool: ProcessPool, asked: Asked, planned: Planned, limit: float) -> Result:
+    """The result of one check, whatever becomes of its process."""
+    start = timer.seconds()
+
+    def broken(expected: str, happened: str) -> Result:
+        return Result(
+            plugin=f"{planned.kind} {planned.name}",
+            check=planned.check,
+            status="failed",
+            seconds=timer.seconds() - start,
+            expected=expected,
+            happened=happened,
+            look_at=planned.look_at,
+        )
+
     try:
-        planned: list[Planned] = _outcome(pool.schedule(plan, args=[asked], timeout=STARTING))
-        for one in planned:
-            if watch is not None:
-                watch(one)
-            start = time.perf_counter()
-            future = pool.schedule(run_planned, args=[asked, one], timeout=timeout)
-            try:
-                yield future.result()
-            except TimeoutError:
-                yield _broken(one, start, f"it ends within {timeout:g} s", "it did not end")
-            except ProcessExpired as error:
-                told = f"its process died (exit code {error.exitcode})"
-                yield _broken(one, start, one.what, told)
-    finally:
-        pool.stop()  # type: ignore[no-untyped-call]
-        pool.join()
+        found: Result = pool.schedule(run_planned, args=[asked, planned], timeout=limit).result()
+    except TimeoutError:
+        return broken(f"it ends within {limit:g} s", "it did not end")
+    except ProcessExpired as error:
+        return broken(planned.what, f"its process died (exit code {error.exitcode})")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # what could not cross the process boundary as it was
+        return broken(planned.what, _told(error))
+    return found
 
 
 def _outcome(future: Future[Any]) -> Any:
@@ -96,17 +134,6 @@ def _outcome(future: Future[Any]) -> Any:
         raise UsageError(f"the process that loads it died (exit code {error.exitcode})") from error
     except TimeoutError as error:
         raise UsageError(f"it did not load within {STARTING:g} s") from error
-
-
-def _broken(planned: Planned, start: float, expected: str, happened: str) -> Result:
-    return Result(
-        plugin=f"{planned.kind} {planned.name}",
-        check=planned.check,
-        status="failed",
-        seconds=time.perf_counter() - start,
-        expected=expected,
-        happened=happened,
-    )
 
 
 # In the worker.
@@ -120,7 +147,7 @@ def subjects(asked: Asked) -> list[Subject]:
     from metabench.testing.conformance.target import resolved
 
     torch.set_num_threads(1)
-    return resolved(asked.target, asked.folder)
+    return resolved(asked.target, asked.folder, asked.scratch)
 
 
 def plan(asked: Asked) -> list[Planned]:
@@ -133,7 +160,14 @@ def plan(asked: Asked) -> list[Planned]:
         if name not in known:
             raise unknown_name("check", name, known)
     return [
-        Planned(subject.entry.kind, subject.entry.name, check.name, check.what)
+        Planned(
+            subject.entry.kind,
+            subject.entry.name,
+            check.name,
+            check.what,
+            check.patience,
+            place(getattr(subject, "cls", None)),
+        )
         for subject in found
         for check in CHECKS[subject.entry.kind]
         if not asked.only or check.name in asked.only
@@ -154,10 +188,10 @@ def run_planned(asked: Asked, planned: Planned) -> Result:
 def run_check(subject: Subject, check: Check) -> Result:
     """Run a check in this process."""
     plugin = f"{subject.entry.kind} {subject.entry.name}"
-    start = time.perf_counter()
+    start, cls = timer.seconds(), getattr(subject, "cls", None)
 
     def result(**facts: Any) -> Result:
-        return Result(plugin, check.name, seconds=time.perf_counter() - start, **facts)
+        return Result(plugin, check.name, seconds=timer.seconds() - start, **facts)
 
     try:
         remark = check.run(subject)
@@ -166,26 +200,37 @@ def run_check(subject: Subject, check: Check) -> Result:
             status="failed",
             expected=error.expected,
             happened=error.happened,
-            look_at=place(error.at),
+            look_at=_own_place(error.at, cls),
         )
     except NotApplicableError as error:
         return result(status="skipped", remark=str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return result(
             status="failed",
             expected=check.what,
-            happened=f"{type(error).__name__}: {_first_line(error)}",
-            look_at=_line(error, getattr(subject, "cls", None)),
+            happened=_told(error),
+            look_at=_line(error, cls),
         )
     return result(status="passed", remark=remark or "")
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else ""
+def _told(error: BaseException) -> str:
+    """Its kind and the first line of what it says."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an exception whose __str__ raises
+        lines = []
+    return f"{type(error).__name__}{f': {lines[0]}' if lines else ''}"
 
 
-def _line(error: Exception, cls: type | None) -> str:
+def _own_place(at: object, cls: type | None) -> str:
+    """Where to look; the class itself where what was called is not its own, but the harness's."""
+    found = place(at)
+    inherited = found.startswith(str(Path(metabench.__file__).parent))
+    return place(cls) if inherited and cls is not None else found
+
+
+def _line(error: BaseException, cls: type | None) -> str:
     """`file:line` of the innermost frame in the plugin's own file, else of the innermost."""
     frames = [
         (frame.f_code.co_filename, number)

@@ -14,13 +14,14 @@ from metabench.api.algorithm import Algorithm
 from metabench.api.backbone import Backbone
 from metabench.api.context import Context, EpisodeRandom, Stage
 from metabench.api.items import EpisodeBatch, Items, Support, Targets, tree_map
+from metabench.api.phases import Episodic
 from metabench.api.recipe import Hyperparameters, Recipe
 from metabench.engine.bases import EmbeddingAlgorithm
 from metabench.engine.build import Blueprint, training_bank
 from metabench.engine.feed import TrainingData
 from metabench.engine.gather import ItemStore, training_batch
 from metabench.engine.numerics import seed_all
-from metabench.engine.train import train
+from metabench.engine.train import planned_phases, train
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.protocol import Protocol
 from metabench.episodes.source import EpisodeSource, protocol_key
@@ -91,6 +92,12 @@ class AlgorithmSubject:
         data = TrainingData(ItemStore(self.training_bank, IMAGE, CPU), PROTOCOL)
         train(algorithm, self.recipe, data, seed)
         return algorithm.eval()
+
+    @property
+    def episodic(self) -> bool:
+        """Whether it meta-trains on episodes."""
+        phases = planned_phases(self.build(), self.recipe, seed=0)
+        return any(isinstance(phase, Episodic) for phase in phases)
 
     @cached_property
     def _trained(self) -> Algorithm:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +37,7 @@ CHECKS: dict[Kind, list[Check]] = {
 }
 
 
-def resolved(target: str, folder: Path | None = None) -> list[Subject]:
+def resolved(target: str, folder: Path | None = None, scratch: Path | None = None) -> list[Subject]:
     """What is to be checked.
 
     Args:
@@ -43,6 +45,7 @@ def resolved(target: str, folder: Path | None = None) -> list[Subject]:
             pyproject.toml, a file (.py or .toml), or a module (`package.module`, or
             `package.module:Class`).
         folder: where data sets are.
+        scratch: a folder for what is made; None: one that goes with the process.
 
     Raises:
         MetabenchError: there is no such thing, it can't be loaded, or nothing is in it.
@@ -53,7 +56,10 @@ def resolved(target: str, folder: Path | None = None) -> list[Subject]:
             f"{target} has no algorithm, backbone, data set or suite",
             "a class has to state its name, and a project its entry point in the group metabench",
         )
-    return [_subject(entry, known, target, folder) for entry in entries]
+    names = [(entry.kind, entry.name) for entry in entries]
+    if len(set(names)) < len(names):
+        raise UsageError(f"{target} has two plugins of one kind and name")
+    return [_subject(entry, known, target, folder, scratch) for entry in entries]
 
 
 def _found(target: str) -> tuple[Registry, list[Entry]]:
@@ -62,30 +68,35 @@ def _found(target: str) -> tuple[Registry, list[Entry]]:
         return registry(), [make_entry("suite", path, "", f"the file {path}")]
     if path.suffix == ".py":
         return _of_module(_module_of(path), f"the file {path}")
-    if names := _registered(target):
+    is_path = target.startswith((".", "~")) or os.sep in target
+    if not is_path and (names := _registered(target)):
         return registry(), names
     if is_project(path):
         return _of_project(path)
-    if path.exists():
+    if is_path or path.exists():
         raise UsageError(
             f"{path} is no Python file, no suite and no project",
             "a project is a folder with a pyproject.toml",
         )
     module, _, name = target.partition(":")
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise PluginError(f"{module} cannot be imported: {error}") from error
-        names_of = [name for kind in KINDS for name in registry().of(kind)]
-        raise _nothing(target, names_of) from error
-    known, entries = _of_module(loaded, f"the module {module}")
+    known, entries = _of_module(_imported(module, target), f"the module {module}")
     return known, [e for e in entries if not name or e.source.__name__ == name]  # type: ignore[union-attr]
 
 
-def _nothing(target: str, names: list[str]) -> UsageError:
-    import difflib
+def _imported(module: str, target: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name))
+        if missing:
+            names = [name for kind in KINDS for name in registry().of(kind)]
+            raise _nothing(target, names) from error
+        raise PluginError(
+            f"{module} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
 
+
+def _nothing(target: str, names: list[str]) -> UsageError:
     near = difflib.get_close_matches(target, names, n=1, cutoff=0.5)
     return UsageError(
         f"there is no plugin, file, folder or module called {target!r}",
@@ -96,8 +107,8 @@ def _nothing(target: str, names: list[str]) -> UsageError:
 def _registered(target: str) -> list[Entry]:
     """What has that name, or that of KIND:NAME."""
     known = registry()
-    kind, _, name = target.partition(":")
-    if kind in KINDS:
+    kind, colon, name = target.partition(":")
+    if colon and kind in KINDS:
         return [known.get(kind, name)]
     found = [known.of(kind)[target] for kind in KINDS if target in known.of(kind)]
     if len(found) > 1:
@@ -108,18 +119,31 @@ def _registered(target: str) -> list[Entry]:
 
 def _of_project(folder: Path) -> tuple[Registry, list[Entry]]:
     """What a project would register if it were installed."""
-    for place in (folder / "src", folder):
+    folder = folder.resolve()
+    for place in (folder, folder / "src"):  # the last one stands first
         if place.is_dir():
-            sys.path.insert(0, str(place.resolve()))
+            sys.path.insert(0, str(place))
     points = entry_points_of(folder)
+    for point in points:
+        _forget(point.point.module.partition(".")[0])  # where it is installed too
     # What is wrong with other plugins is not asked here.
     known = load_registry(projects=points, warn=lambda line: None)
     names = {(point.point.name, point.distribution) for point in points}
+    for point in points:
+        file = getattr(sys.modules.get(point.point.module), "__file__", None)
+        if file is not None and not Path(file).resolve().is_relative_to(folder):
+            raise PluginError(f"{point.point.module} was imported from {file}, not from {folder}")
     for info in known.plugins:
         if (info.name, info.distribution) in names and info.error:
             raise PluginError(f"plugin {info.name!r} of {folder}: {info.error}")
     owners = {point.label for point in points}
     return known, [e for kind in KINDS for e in known.of(kind).values() if e.owner in owners]
+
+
+def _forget(package: str) -> None:
+    for name in list(sys.modules):
+        if name == package or name.startswith(f"{package}."):
+            del sys.modules[name]
 
 
 def _of_module(module: ModuleType, owner: str) -> tuple[Registry, list[Entry]]:
@@ -139,9 +163,10 @@ def _of_module(module: ModuleType, owner: str) -> tuple[Registry, list[Entry]]:
 
 
 def _classes(module: ModuleType) -> Iterator[type]:
-    """Those that state a name; others are somebody's base classes."""
-    for value in vars(module).values():
-        own = isinstance(value, type) and value.__module__ == module.__name__
+    """Those that state a name, its own or its submodules'; others are somebody's base classes."""
+    inside = (module.__name__, f"{module.__name__}.")
+    for value in dict.fromkeys(v for v in vars(module).values() if isinstance(v, type)):
+        own = value.__module__ == inside[0] or value.__module__.startswith(inside[1])
         if own and "name" in vars(value) and any(_is_a(value, kind) for kind in KINDS):
             yield value
 
@@ -165,17 +190,18 @@ def _is_same(entry: Entry, cls: type) -> bool:
 
 
 def _module_of(path: Path) -> ModuleType:
-    """The module in a file, under its stem; its folder goes on the path."""
+    """The module in a file, under a name that no other has; its folder goes on the path."""
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    path = path.resolve()
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    name = f"metabench_checked_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -185,12 +211,14 @@ def _module_of(path: Path) -> ModuleType:
     return module
 
 
-def _subject(entry: Entry, known: Registry, target: str, folder: Path | None) -> Subject:
+def _subject(
+    entry: Entry, known: Registry, target: str, folder: Path | None, scratch: Path | None
+) -> Subject:
     loaded: Any = entry.load()
     if entry.kind == "suite":
         return SuiteSubject(entry, known, loaded, folder)
     if entry.kind == "dataset":
-        return DatasetSubject(entry, loaded, target, folder)
+        return DatasetSubject(entry, loaded, target, folder, scratch)
     if entry.kind == "backbone":
         return BackboneSubject(entry, loaded, target, loaded.hyperparameters())
     return AlgorithmSubject(entry, loaded, target, loaded.hyperparameters())
