@@ -73,7 +73,7 @@ def command(
 
 def _told(row: dict[str, object]) -> str:
     """One line; of a failure what was expected, what happened, and where to look."""
-    remark = f"  {row['remark']}" if row["remark"] else ""
+    remark = f" ({row['remark']})" if row["remark"] else ""
     line = plain(f"{row['plugin']}: {row['check']}{remark}")
     lines = [f"{row['status']:<8}{line}"]
     if row["status"] == "failed":
