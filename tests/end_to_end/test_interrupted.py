@@ -150,3 +150,18 @@ def test_workers_end_when_their_run_is_killed(metabench, misbehaving: Path) -> N
     assert workers
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the mask")
+def test_a_worker_never_sees_ctrl_c_not_even_while_it_starts(metabench, misbehaving: Path) -> None:
+    suite = metabench.write_suite("endless")
+    path = {"PYTHONPATH": str(misbehaving)}
+    process = metabench.begin("run", "-s", suite, "-o", "out", "--jobs", "2", **path)
+    try:
+        wait_for(lambda: workers_of(process), process)
+        for worker in workers_of(process):
+            status = Path(f"/proc/{worker.pid}/status").read_text()
+            [mask] = re.findall(r"^SigBlk:\s*(\w+)$", status, re.MULTILINE)
+            assert int(mask, 16) & 1 << signal.SIGINT - 1
+    finally:
+        kill_all(process)

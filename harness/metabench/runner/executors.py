@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext
 from multiprocessing.synchronize import RLock
 from pathlib import Path
@@ -121,7 +122,9 @@ class Workers:
             initargs=[os.getpid()],
         )
         # The threads that keep the pool, and so its workers, never see Ctrl-C, not even while a
-        # worker starts: it is handled once, by the thread that runs the suite.
+        # worker starts: it is handled once, by the thread that runs the suite. The tracker would
+        # unblock it again where it is started within.
+        resource_tracker.ensure_running()
         with _interrupts_blocked():
             assert pool.active  # which starts it
         return pool
