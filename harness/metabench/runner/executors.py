@@ -112,27 +112,12 @@ class Workers:
         self._count = 0
         self._any_began = False
         self._context = _Spawn()
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> ProcessPool:
-        pool = ProcessPool(
-            max_workers=self.slots,
-            context=self._context,
-            initializer=initialise,
-            initargs=[os.getpid()],
-        )
-        # The threads that keep the pool, and so its workers, never see Ctrl-C, not even while a
-        # worker starts: it is handled once, by the thread that runs the suite. The tracker would
-        # unblock it again where it is started within.
-        resource_tracker.ensure_running()
-        with _interrupts_blocked():
-            assert pool.active  # which starts it
-        return pool
+        self._pool = worker_pool(self.slots, self._context)
 
     def start(self, job: Job) -> None:
         if not self._pool.active:  # every worker died at once, while they started perhaps
             self._stop_pool()
-            self._pool = self._new_pool()
+            self._pool = worker_pool(self.slots, self._context)
         number, self._count = self._count, self._count + 1
         running = self._running[number] = _Running(job, self._notes / f"{number}.json")
         args = [pickle.dumps(job), self._place, running.note]
@@ -208,6 +193,20 @@ class Workers:
     def _look_for_pid(self, running: _Running) -> None:
         with contextlib.suppress(OSError, ValueError):
             running.pid = json.loads(running.note.read_bytes())["pid"]
+
+
+def worker_pool(workers: int, context: SpawnContext) -> ProcessPool:
+    """Worker processes that leave Ctrl-C to their parent, and end with it."""
+    pool = ProcessPool(
+        max_workers=workers, context=context, initializer=initialise, initargs=[os.getpid()]
+    )
+    # The threads that keep the pool, and so its workers, never see Ctrl-C, not even while a worker
+    # starts: it is handled once, by the thread that asked for the pool. The tracker would unblock
+    # it again where it is started within.
+    resource_tracker.ensure_running()
+    with _interrupts_blocked():
+        assert pool.active  # which starts it
+    return pool
 
 
 class _Spawn(SpawnContext):

@@ -74,6 +74,15 @@ class DatasetSubject:
         """The banks of each class split."""
         return {split: self.dataset.banks(split, None) for split in self.cls.class_splits}
 
+    @property
+    def each_bank(self) -> list[tuple[str, ClassBank]]:
+        """All banks, and what they are called in a message."""
+        return [
+            (f"{name} of {split}", bank)
+            for split, banks in self.banks.items()
+            for name, bank in banks.items()
+        ]
+
 
 CHECKS = Checks()
 add_checks_of_facts(CHECKS)
@@ -179,38 +188,34 @@ def _check_bank(subject: DatasetSubject, bank: ClassBank, what: str) -> None:
 @CHECKS.add("its items are what item() says")
 def items(subject: DatasetSubject) -> str:
     item = subject.dataset.item(None)
-    for split, banks in subject.banks.items():
-        for name, bank in banks.items():
-            some = bank.items(np.arange(min(3, bank.n_items)))
-            if isinstance(some, Mapping):
-                continue  # several arrays an item: their shapes are the algorithm's business
-            if some.shape[1:] != item.shape:
-                raise NonconformityError(
-                    f"items of shape {item.shape}, as item() says",
-                    f"those of {name} of {split} are {some.shape[1:]}",
-                    subject.cls.item,
-                )
-            if item.kind == "image" and some.dtype != np.uint8:
-                raise NonconformityError(
-                    "images are stored as uint8",
-                    f"those of {name} of {split} are {some.dtype}",
-                    subject.cls.banks,
-                )
+    for what, bank in subject.each_bank:
+        some = bank.items(np.arange(min(3, bank.n_items)))
+        if isinstance(some, Mapping):
+            continue  # several arrays an item: their shapes are the algorithm's business
+        if some.shape[1:] != item.shape:
+            raise NonconformityError(
+                f"items of shape {item.shape}, as item() says",
+                f"those of {what} are {some.shape[1:]}",
+                subject.cls.item,
+            )
+        if item.kind == "image" and some.dtype != np.uint8:
+            raise NonconformityError(
+                "images are stored as uint8", f"those of {what} are {some.dtype}", subject.cls.banks
+            )
     return f"{item.kind} {'x'.join(map(str, item.shape))}"
 
 
 @CHECKS.add("episodes can be drawn from every split")
 def episodes(subject: DatasetSubject) -> None:
-    for split, banks in subject.banks.items():
-        for name, bank in banks.items():
-            try:
-                EpisodeSource(bank, SMALLEST.shape, protocol_key(bank, SMALLEST)).draw(range(3))
-            except MetabenchError as error:
-                raise NonconformityError(
-                    "two ways, one shot and one query can be drawn",
-                    f"not from {name} of {split}: {error.message}",
-                    subject.cls.banks,
-                ) from error
+    for what, bank in subject.each_bank:
+        try:
+            EpisodeSource(bank, SMALLEST.shape, protocol_key(bank, SMALLEST)).draw(range(3))
+        except MetabenchError as error:
+            raise NonconformityError(
+                "two ways, one shot and one query can be drawn",
+                f"not from {what}: {error.message}",
+                subject.cls.banks,
+            ) from error
 
 
 @CHECKS.add("a class split that it does not have is refused")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import multiprocessing
-import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, TimeoutError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 import metabench
 from metabench.clock import timer
 from metabench.errors import UsageError, unknown_name
-from metabench.runner.worker import initialise
+from metabench.runner.executors import worker_pool
 from metabench.testing.conformance.finding import (
     Check,
     NonconformityError,
@@ -31,8 +30,6 @@ from metabench.testing.conformance.finding import (
 if TYPE_CHECKING:
     from metabench.testing.conformance.target import Subject
 
-TIMEOUT = 15.0
-"""Seconds that one check may take."""
 STARTING = 120.0
 """Seconds that loading PyTorch and the plugin may take: a cold disk is slow."""
 
@@ -70,26 +67,23 @@ class Asked(NamedTuple):
     scratch: Path | None = None
 
 
-def run_checks(
-    asked: Asked, timeout: float = TIMEOUT, watch: Callable[[Planned], None] | None = None
-) -> Iterator[Result]:
+def run_checks(asked: Asked, timeout: float) -> Iterator[Result]:
     """Run them one after the other in a worker process; a new one where a check kills it.
+
+    Args:
+        asked: what.
+        timeout: seconds that one check may take.
 
     Raises:
         MetabenchError: nothing can be checked, see `target.resolved`.
     """
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPool(
-        max_workers=1, context=context, initializer=initialise, initargs=[os.getpid()]
-    )
+    pool = worker_pool(1, multiprocessing.get_context("spawn"))
     # A worker that is killed removes nothing.
     with tempfile.TemporaryDirectory() as scratch:
         asked = asked._replace(scratch=Path(scratch))
         try:
             planned: list[Planned] = _outcome(pool.schedule(plan, args=[asked], timeout=STARTING))
             for one in planned:
-                if watch is not None:
-                    watch(one)
                 result = _one(pool, asked, one, timeout * one.patience)
                 yield result
                 if result.status == "failed":  # its worker may be gone, and a new one has to load

@@ -154,25 +154,19 @@ def predictions(
     ctx = context(numbers, device=device)
     seed_all("conformance")
     with torch.no_grad():
-        state = adapted(algorithm, support, ctx)
-        return checked_tensor(
-            algorithm.predict(state, _seen(algorithm, queries), ctx), type(algorithm)
-        )
+        return asked(algorithm, adapted(algorithm, support, ctx), queries, ctx)
 
 
 def asked(algorithm: Algorithm, state: object, queries: Items, ctx: Context) -> Tensor:
     """What `predict` returns of raw queries."""
-    return checked_tensor(algorithm.predict(state, _seen(algorithm, queries), ctx), type(algorithm))
-
-
-def checked_tensor(value: object, cls: type[Algorithm]) -> Tensor:
-    if not isinstance(value, Tensor):
+    found: object = algorithm.predict(state, _seen(algorithm, queries), ctx)
+    if not isinstance(found, Tensor):
         raise NonconformityError(
             "predict returns a tensor (B, Q, ways)",
-            f"it returned {type(value).__name__}",
-            cls.predict,
+            f"it returned {type(found).__name__}",
+            type(algorithm).predict,
         )
-    return value
+    return found
 
 
 def _seen(algorithm: Algorithm, items: Items) -> Items:
