@@ -1,7 +1,7 @@
 """The built-in plugins, registered through the same hooks as anybody's.
 
-Every entry is lazy: its facts stand here, its class is imported when it is used. A test holds the
-facts and the class together.
+Every entry is lazy: its facts stand here (an algorithm's with its family), its class is imported
+when it is used. A test holds the facts and the class together.
 """
 
 from __future__ import annotations
@@ -9,82 +9,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from metabench import Lazy, hookimpl
+from metabench_plugins.algorithms import (
+    closed_form,
+    metric,
+    optimisation,
+    task_to_parameters,
+    transductive,
+    transfer,
+    unsupervised,
+)
 
 _HERE = "metabench_plugins"
 
 ALGORITHMS = (
-    Lazy(
-        "maml",
-        f"{_HERE}.algorithms.maml:MAML",
-        family="optimisation",
-        inference="inductive",
-        reference="Finn et al. 2017, arXiv:1703.03400",
-        summary="Learns an initialisation from which a few gradient steps solve a new task.",
-    ),
-    Lazy(
-        "fomaml",
-        f"{_HERE}.algorithms.fomaml:FOMAML",
-        family="optimisation",
-        inference="inductive",
-        reference="Finn et al. 2017, arXiv:1703.03400",
-        summary="MAML without second derivatives: the gradient at the adapted parameters.",
-    ),
-    Lazy(
-        "anil",
-        f"{_HERE}.algorithms.anil:ANIL",
-        family="optimisation",
-        inference="inductive",
-        reference="Raghu et al. 2020, arXiv:1909.09157",
-        summary="MAML whose inner loop adapts the head only.",
-    ),
-    Lazy(
-        "reptile",
-        f"{_HERE}.algorithms.reptile:Reptile",
-        family="optimisation",
-        inference="inductive",
-        reference="Nichol et al. 2018, arXiv:1803.02999",
-        summary="Moves the initialisation towards the weights that training on a task reaches.",
-    ),
-    Lazy(
-        "protonet",
-        f"{_HERE}.algorithms.protonet:ProtoNet",
-        family="metric",
-        inference="inductive",
-        reference="Snell et al. 2017, arXiv:1703.05175",
-        summary="Classifies a query by its distance to the mean embedding of each class.",
-    ),
-    Lazy(
-        "matching-networks",
-        f"{_HERE}.algorithms.matching_networks:MatchingNetworks",
-        family="metric",
-        inference="inductive",
-        reference="Vinyals et al. 2016, arXiv:1606.04080",
-        summary="Classifies a query by attention over the support set's embeddings.",
-    ),
-    Lazy(
-        "relation-network",
-        f"{_HERE}.algorithms.relation_network:RelationNetwork",
-        family="metric",
-        inference="inductive",
-        reference="Sung et al. 2018, arXiv:1711.06025",
-        summary="Learns the comparison itself: a network scores pairs of query and class.",
-    ),
-    Lazy(
-        "baseline",
-        f"{_HERE}.algorithms.baseline:Baseline",
-        family="transfer",
-        inference="inductive",
-        reference="Chen et al. 2019, arXiv:1904.04232",
-        summary="Supervised pre-training, then a linear head fitted on the support set.",
-    ),
-    Lazy(
-        "nearest-centroid",
-        f"{_HERE}.algorithms.nearest_centroid:NearestCentroid",
-        family="transfer",
-        inference="inductive",
-        reference="Wang et al. 2019, arXiv:1911.04623",
-        summary="SimpleShot: nearest class mean of pre-trained, normalised features.",
-    ),
+    *optimisation.ALGORITHMS,
+    *metric.ALGORITHMS,
+    *closed_form.ALGORITHMS,
+    *transfer.ALGORITHMS,
+    *task_to_parameters.ALGORITHMS,
+    *unsupervised.ALGORITHMS,
+    *transductive.ALGORITHMS,
 )
 
 BACKBONES = (

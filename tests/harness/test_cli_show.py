@@ -32,7 +32,7 @@ def run(results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_an_algorithm_has_paper_idea_settings_and_recipe(run: Any) -> None:
-    from metabench_plugins.algorithms.protonet import ProtoNet
+    from metabench_plugins.algorithms.metric.protonet import ProtoNet
 
     text = run("protonet").stdout
     assert text.startswith("algorithm protonet\n\nsummary: Classifies a query")

@@ -99,7 +99,7 @@ def test_a_note_is_whole_or_not_there(tmp_path: Path) -> None:
 MODULE = """
 import os, time
 from metabench import Algorithm, hookimpl
-from metabench_plugins.algorithms.protonet import ProtoNet
+from metabench_plugins.algorithms.metric.protonet import ProtoNet
 
 
 class Mine(ProtoNet):

@@ -9,20 +9,20 @@ from torch import Tensor
 from metabench.api.algorithm import Algorithm
 from metabench.api.items import Items, Support, Targets
 from metabench.api.recipe import Hyperparameters, Recipe
-from metabench_plugins.algorithms.baseline import Baseline, BaselineHyperparameters
-from metabench_plugins.algorithms.matching_networks import (
+from metabench_plugins.algorithms.metric.matching_networks import (
     MatchingNetworks,
     MatchingNetworksHyperparameters,
 )
-from metabench_plugins.algorithms.nearest_centroid import (
+from metabench_plugins.algorithms.metric.nearest_centroid import (
     NearestCentroid,
     NearestCentroidHyperparameters,
 )
-from metabench_plugins.algorithms.protonet import ProtoNet, ProtoNetHyperparameters
-from metabench_plugins.algorithms.relation_network import (
+from metabench_plugins.algorithms.metric.protonet import ProtoNet, ProtoNetHyperparameters
+from metabench_plugins.algorithms.metric.relation_network import (
     RelationNetwork,
     RelationNetworkHyperparameters,
 )
+from metabench_plugins.algorithms.transfer.baseline import Baseline, BaselineHyperparameters
 
 VARIANTS: dict[str, tuple[type[Algorithm], Hyperparameters]] = {
     "protonet": (ProtoNet, ProtoNetHyperparameters()),

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from metabench.api.items import Targets
 from metabench.errors import UsageError
-from metabench_plugins.algorithms import relation_network
-from metabench_plugins.algorithms.relation_network import (
+from metabench_plugins.algorithms.metric import relation_network
+from metabench_plugins.algorithms.metric.relation_network import (
     RelationModule,
     RelationNetwork,
     RelationNetworkHyperparameters,

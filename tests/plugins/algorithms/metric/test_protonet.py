@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from metabench.api.items import Items, Support, Targets
-from metabench_plugins.algorithms.protonet import ProtoNet, ProtoNetHyperparameters
+from metabench_plugins.algorithms.metric.protonet import ProtoNet, ProtoNetHyperparameters
 
 SCIPY = {"squared-euclidean": "sqeuclidean", "cosine": "cosine"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metabench import GradientHyperparameters, Recipe
-from metabench_plugins.algorithms.maml import MAML
+from metabench_plugins.algorithms.optimisation.maml import MAML
 
 
 class FOMAML(MAML):

@@ -9,8 +9,8 @@ import torch
 
 from metabench import GradientHyperparameters
 from metabench.engine.gradient import GradientAlgorithm
-from metabench_plugins.algorithms.anil import ANIL
-from metabench_plugins.algorithms.maml import MAML, MAMLHyperparameters
+from metabench_plugins.algorithms.optimisation.anil import ANIL
+from metabench_plugins.algorithms.optimisation.maml import MAML, MAMLHyperparameters
 
 Lab = Any
 OPTIONS = ["support", "support+1", "running", "batch"]

@@ -16,7 +16,7 @@ from metabench import (
     Recipe,
     Support,
 )
-from metabench_plugins.algorithms.metric import (
+from metabench_plugins.algorithms.classes import (
     Distance,
     class_means,
     class_membership,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metabench import GradientHyperparameters
-from metabench_plugins.algorithms.fomaml import FOMAML
-from metabench_plugins.algorithms.maml import MAML, MAMLHyperparameters
+from metabench_plugins.algorithms.optimisation.fomaml import FOMAML
+from metabench_plugins.algorithms.optimisation.maml import MAML, MAMLHyperparameters
 from metabench_plugins.backbones.identity import Identity
 
 Lab = Any

@@ -11,8 +11,8 @@ from torch.func import functional_call
 from metabench import GradientHyperparameters
 from metabench.api.items import Items, Support, Targets
 from metabench.engine.norm import norm_mode
-from metabench_plugins.algorithms.fomaml import FOMAML
-from metabench_plugins.algorithms.maml import MAML, MAMLHyperparameters
+from metabench_plugins.algorithms.optimisation.fomaml import FOMAML
+from metabench_plugins.algorithms.optimisation.maml import MAML, MAMLHyperparameters
 
 Lab = Any
 

@@ -16,7 +16,7 @@ from metabench.api.context import Context, EpisodeRandom
 from metabench.api.items import Items, Support, Targets
 from metabench.api.recipe import Recipe
 from metabench.engine.norm import norm_mode
-from metabench_plugins.algorithms.reptile import Reptile, ReptileHyperparameters
+from metabench_plugins.algorithms.optimisation.reptile import Reptile, ReptileHyperparameters
 
 Lab = Any
 

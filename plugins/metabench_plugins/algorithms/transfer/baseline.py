@@ -19,7 +19,7 @@ from metabench import (
     Recipe,
     Support,
 )
-from metabench_plugins.algorithms.metric import class_membership
+from metabench_plugins.algorithms.classes import class_membership
 from metabench_plugins.algorithms.pretrained import pretrained
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from metabench.api.recipe import Recipe
-from metabench_plugins.algorithms.anil import ANIL
-from metabench_plugins.algorithms.fomaml import FOMAML
-from metabench_plugins.algorithms.maml import MAML
-from metabench_plugins.algorithms.reptile import Reptile
+from metabench_plugins.algorithms.optimisation.anil import ANIL
+from metabench_plugins.algorithms.optimisation.fomaml import FOMAML
+from metabench_plugins.algorithms.optimisation.maml import MAML
+from metabench_plugins.algorithms.optimisation.reptile import Reptile
 from metabench_plugins.backbones.conv4 import Conv4, Conv4Hyperparameters
 
 Lab = Any

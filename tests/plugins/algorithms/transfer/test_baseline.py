@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
 
-from metabench_plugins.algorithms.baseline import Baseline, BaselineHyperparameters, fit_head
+from metabench_plugins.algorithms.transfer.baseline import (
+    Baseline,
+    BaselineHyperparameters,
+    fit_head,
+)
 from metabench_plugins.backbones.identity import Identity
 
 LABELS = torch.tensor([[0, 0, 1, 1, 1, 2, 2, 0], [2, 1, 0, 0, 1, 2, 2, 2]])

@@ -22,7 +22,7 @@ from metabench import (
     UsageError,
     query_cross_entropy,
 )
-from metabench_plugins.algorithms.metric import class_membership, class_sums
+from metabench_plugins.algorithms.classes import class_membership, class_sums
 
 NUMBERS_AT_ONCE = 2**20
 """About how many numbers of pairs pass the relation module at once in evaluation.

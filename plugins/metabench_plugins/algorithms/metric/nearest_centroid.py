@@ -22,7 +22,7 @@ from metabench import (
     Recipe,
     Support,
 )
-from metabench_plugins.algorithms.metric import class_means, class_membership, squared_distances
+from metabench_plugins.algorithms.classes import class_means, class_membership, squared_distances
 from metabench_plugins.algorithms.pretrained import pretrained
 
 
@@ -53,7 +53,7 @@ class NearestCentroid(EmbeddingAlgorithm):
     """
 
     name = "nearest-centroid"
-    family = "transfer"
+    family = "metric"
     reference = "Wang et al. 2019, arXiv:1911.04623"
     summary = "SimpleShot: nearest class mean of pre-trained, normalised features."
     equivariant_to = frozenset({"support-order", "class-labels"})

@@ -17,7 +17,7 @@ from metabench import (
     Recipe,
     Support,
 )
-from metabench_plugins.algorithms.metric import (
+from metabench_plugins.algorithms.classes import (
     Distance,
     class_membership,
     cosine_similarities,

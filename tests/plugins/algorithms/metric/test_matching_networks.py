@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metabench_plugins.algorithms.matching_networks import (
+from metabench_plugins.algorithms.metric.matching_networks import (
     MatchingNetworks,
     MatchingNetworksHyperparameters,
     log_class_attention,

@@ -11,11 +11,11 @@ from metabench.engine.build import training_bank
 from metabench.engine.feed import TrainingData
 from metabench.engine.gather import ItemStore
 from metabench.engine.train import planned_phases, train
-from metabench_plugins.algorithms.baseline import Baseline
-from metabench_plugins.algorithms.nearest_centroid import (
+from metabench_plugins.algorithms.metric.nearest_centroid import (
     NearestCentroid,
     NearestCentroidHyperparameters,
 )
+from metabench_plugins.algorithms.transfer.baseline import Baseline
 from metabench_plugins.backbones.identity import Identity
 
 SHORT = Recipe(steps=6, batch_size=32)
