@@ -140,13 +140,13 @@ class ClassBank:
                 f"{shape.ways} ways asked for, but the {self.split} split has {classes} classes",
                 "ask for fewer ways, or choose another class split",
             )
-        need = shape.shots + shape.queries
+        need = shape.shots + shape.most_queries
         smallest = int(np.argmin(self.class_sizes))
         have = int(self.class_sizes[smallest])
         if need > have:
             raise ProtocolError(
-                f"{shape.shots} shots + {shape.queries} queries = {need} items a class asked for, "
-                f"but class {self.names[smallest]!r} of the {self.split} split has {have}",
+                f"{shape.shots} shots + {shape.most_queries} queries = {need} items a class asked "
+                f"for, but class {self.names[smallest]!r} of the {self.split} split has {have}",
                 "ask for fewer shots or queries",
             )
 

@@ -26,10 +26,34 @@ class EpisodeShape(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    NEUTRAL: ClassVar[dict[str, object]] = {"dirichlet": None}
+    """Fields added later, with the value under which they stay out of digests and keys."""
+
     ways: Annotated[int, Field(ge=2, description="classes in an episode (N)")]
     shots: Annotated[int, Field(ge=1, description="support items a class (K)")]
     queries: Annotated[int, Field(ge=0, description="query items a class (Q)")]
     rotation: Rotation = Rotation.NONE
+    dirichlet: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="the N*Q queries fall on the classes in proportions drawn from a symmetric "
+            "Dirichlet distribution of this parameter, anew in each episode (Veilleux et al. 2021, "
+            "arXiv:2204.11181: 2); none: Q of each class",
+        ),
+    ] = None
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What digests and keys are taken of."""
+        fields = self.model_dump(mode="json")
+        return {k: v for k, v in fields.items() if k not in self.NEUTRAL or self.NEUTRAL[k] != v}
+
+    @property
+    def most_queries(self) -> int:
+        """The most queries that one class may have in an episode."""
+        return self.queries if self.dirichlet is None else self.ways * self.queries
 
 
 class Protocol(EpisodeShape):
@@ -38,9 +62,6 @@ class Protocol(EpisodeShape):
     `episodes` test episodes are drawn from `episode_seed`, never from a training seed, so every
     algorithm and every training run meets the same ones, and 1,000 are a prefix of 10,000.
     """
-
-    NEUTRAL: ClassVar[dict[str, object]] = {}
-    """Fields added later, with the value under which they stay out of the digest."""
 
     queries: Annotated[int, Field(ge=1, description="query items a class (Q)")] = 15
     episodes: Annotated[int, Field(ge=2, le=1_000_000, description="test episodes")] = 1000
@@ -53,14 +74,9 @@ class Protocol(EpisodeShape):
 
     @property
     def name(self) -> str:
-        """The short name that stands in tables, such as `5w1s15q`."""
-        return f"{self.ways}w{self.shots}s{self.queries}q"
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """What the digest is taken of."""
-        fields = self.model_dump(mode="json")
-        return {k: v for k, v in fields.items() if k not in self.NEUTRAL or self.NEUTRAL[k] != v}
+        """The short name that stands in tables, such as `5w1s15q` or `5w1s15q-dirichlet2`."""
+        proportions = "" if self.dirichlet is None else f"-dirichlet{self.dirichlet}"
+        return f"{self.ways}w{self.shots}s{self.queries}q{proportions}"
 
     @property
     def digest(self) -> str:
@@ -74,6 +90,4 @@ class Protocol(EpisodeShape):
     @property
     def shape(self) -> EpisodeShape:
         """The shape of its episodes, without the rest."""
-        return EpisodeShape(
-            ways=self.ways, shots=self.shots, queries=self.queries, rotation=self.rotation
-        )
+        return EpisodeShape(**{key: getattr(self, key) for key in EpisodeShape.model_fields})

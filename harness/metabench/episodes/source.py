@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.protocol import EpisodeShape, Protocol, Rotation
-from metabench.episodes.random import Stream, below, sample_without_replacement, stream_key
+from metabench.episodes.random import Stream, Words, below, sample_without_replacement, stream_key
 
 Ids = NDArray[np.int64]
 
@@ -47,7 +47,8 @@ class EpisodeSource:
     Episode i depends on the key and on i alone: not on what was asked for before, on how many are
     asked for at once, or on anything of the process. The classes come in a random order, so a
     label says nothing; query items are shuffled, so a position says nothing. Support items stand
-    class by class.
+    class by class. A shape with `dirichlet` has as many queries in all, in proportions of its own
+    in each episode.
     """
 
     def __init__(self, bank: ClassBank, shape: EpisodeShape, key: bytes) -> None:
@@ -70,16 +71,20 @@ class EpisodeSource:
 
     @property
     def _counts(self) -> Ids:
-        """Words of an episode up to the end of those for classes, turns, items, and order."""
-        ways, queries = self.shape.ways, self.shape.queries
-        return np.cumsum([ways, ways, ways * (self.shape.shots + queries), ways * queries])
+        """Words of an episode up to the end of those for classes, turns, items, order, and cuts."""
+        shape = self.shape
+        ways, of_class = shape.ways, shape.shots + shape.most_queries
+        cuts = 0 if shape.dirichlet is None else ways * shape.dirichlet - 1
+        return np.cumsum([ways, ways, ways * of_class, ways * shape.queries, cuts])
 
     def _block(self, index: Ids) -> EpisodeIndices:
         """Episodes all at once."""
         ways, shots, queries = self.shape.ways, self.shape.shots, self.shape.queries
         episodes, counts = len(index), self._counts
         words = [self._stream.words(i, int(counts[-1])) for i in index.tolist()]
-        for_class, for_turn, for_item, for_order = np.split(np.stack(words), counts[:-1], axis=1)
+        for_class, for_turn, for_item, for_order, for_cuts = np.split(
+            np.stack(words), counts[:-1], axis=1
+        )
 
         classes = sample_without_replacement(for_class, self.bank.n_classes)  # (E, N)
         underlying, turns = np.divmod(classes, self.bank.views)
@@ -87,24 +92,63 @@ class EpisodeSource:
             turns = below(for_turn, 4)
 
         within = sample_without_replacement(  # (E, N, K+Q), position within the class
-            for_item.reshape(episodes, ways, shots + queries), self._class_sizes[underlying]
+            for_item.reshape(episodes, ways, -1), self._class_sizes[underlying]
         )
-        items = self.bank.offsets[underlying][..., None] + within
+        items = self.bank.offsets[underlying][..., None] + within  # (E, N, K + most queries)
+        if self.shape.dirichlet is None:
+            labels = np.tile(np.repeat(np.arange(ways), queries), (episodes, 1))  # (E, N*Q)
+            asked = items[:, :, shots:].reshape(episodes, -1)
+        else:
+            labels, place = in_proportion(dirichlet_counts(for_cuts, ways, ways * queries))
+            asked = items[np.arange(episodes)[:, None], labels, shots + place]
         # Equal words would tie, and a stable sort breaks ties by position on every machine.
         order = np.argsort(for_order, axis=1, kind="stable")  # (E, N*Q)
 
         support_labels = np.tile(np.repeat(np.arange(ways), shots), (episodes, 1))
-        query_labels = np.repeat(np.arange(ways), queries)[order]
+        query_labels = np.take_along_axis(labels, order, axis=1)
         return EpisodeIndices(
             index,
             classes,
             items[:, :, :shots].reshape(episodes, -1),
             np.repeat(turns, shots, axis=1),
             support_labels,
-            np.take_along_axis(items[:, :, shots:].reshape(episodes, -1), order, axis=1),
+            np.take_along_axis(asked, order, axis=1),
             np.take_along_axis(turns, query_labels, axis=1),
             query_labels,
         )
+
+
+def dirichlet_counts(words: Words, classes: int, total: int) -> Ids:
+    """How many of `total` each class gets, in proportions from a symmetric Dirichlet distribution.
+
+    N * alpha - 1 uniform cuts part the unit interval into pieces of a Dirichlet(1) law, and alpha
+    neighbours together have the law Dirichlet(alpha): whole numbers are enough, so every machine
+    draws the same. What rounding down leaves over goes to the largest remainders.
+
+    Args:
+        words: (E, classes * alpha - 1) raw words.
+        classes: N.
+        total: under 2**31.
+
+    Returns:
+        (E, classes), each row summing to `total`.
+    """
+    cuts = np.sort(words >> np.uint64(32), axis=1).astype(np.int64)
+    ends = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1 << 32)))
+    pieces = np.diff(ends, axis=1)
+    shares = pieces.reshape(len(words), classes, -1).sum(-1) * total  # of 2**32 a unit
+    counts, remainder = shares >> 32, shares & ((1 << 32) - 1)
+    rank = np.argsort(np.argsort(-remainder, axis=1, kind="stable"), axis=1)
+    return counts + (rank < total - counts.sum(1, keepdims=True))
+
+
+def in_proportion(counts: Ids) -> tuple[Ids, Ids]:
+    """Labels class by class, `counts` (E, N) of each, and the place of each within its class."""
+    ends = np.cumsum(counts, axis=1)
+    place = np.arange(ends[0, -1])  # every row has as many
+    labels = (place[None, :, None] >= ends[:, None, :]).sum(-1)
+    starts = np.take_along_axis(ends - counts, labels, axis=1)
+    return labels, place - starts
 
 
 def protocol_key(bank: ClassBank, protocol: Protocol) -> bytes:
@@ -115,5 +159,4 @@ def protocol_key(bank: ClassBank, protocol: Protocol) -> bytes:
 
 def training_key(bank: ClassBank, shape: EpisodeShape, seed: int, purpose: str) -> bytes:
     """The key of the episodes that one training run (or another purpose) draws."""
-    facts = shape.model_dump(mode="json")
-    return stream_key("training", bank.digest, bank.split, facts, seed, purpose)
+    return stream_key("training", bank.digest, bank.split, shape.identity, seed, purpose)

@@ -24,6 +24,7 @@
     class_split = "default"         # default: the data set's first
     image_size = 28                 # default: as it is
     rotation = "none"               # or "classes", "episode"
+    dirichlet = 2                   # queries in random proportions; default: as many of each class
     metric = "accuracy"
 
     [[backbone]]                    # one or more

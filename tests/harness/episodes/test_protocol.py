@@ -58,11 +58,20 @@ def test_every_field_is_part_of_the_identity() -> None:
 
 def test_a_field_added_later_keeps_the_digest_at_its_neutral_value() -> None:
     class Later(Protocol):
-        NEUTRAL: ClassVar[dict[str, object]] = {"distractors": 0}
+        NEUTRAL: ClassVar[dict[str, object]] = {**Protocol.NEUTRAL, "distractors": 0}
         distractors: int = 0
 
     assert Later(ways=5, shots=1).digest == Protocol(ways=5, shots=1).digest
     assert Later(ways=5, shots=1, distractors=2).digest != Protocol(ways=5, shots=1).digest
+
+
+def test_proportions_of_queries_are_part_of_digest_and_name() -> None:
+    balanced, drawn = (Protocol(ways=5, shots=1, dirichlet=alpha) for alpha in (None, 2))
+    assert drawn.name == "5w1s15q-dirichlet2"
+    assert drawn.digest != balanced.digest == FROZEN["5w1s15q"][1]
+    assert drawn.digest != drawn.model_copy(update={"dirichlet": 1}).digest
+    assert drawn.shape.most_queries == 75
+    assert balanced.shape.most_queries == 15
 
 
 def test_its_shape_is_that_of_its_episodes() -> None:
@@ -76,6 +85,7 @@ def test_its_shape_is_that_of_its_episodes() -> None:
         {"ways": 1},
         {"shots": 0},
         {"queries": 0},
+        {"dirichlet": 0},
         {"episodes": 1},
         {"episode_seed": -1},
         {"image_size": 0},

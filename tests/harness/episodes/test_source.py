@@ -12,7 +12,13 @@ from scipy import stats
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.protocol import EpisodeShape, Protocol, Rotation
 from metabench.episodes.random import stream_key
-from metabench.episodes.source import EpisodeIndices, EpisodeSource, protocol_key, training_key
+from metabench.episodes.source import (
+    EpisodeIndices,
+    EpisodeSource,
+    dirichlet_counts,
+    protocol_key,
+    training_key,
+)
 from metabench.errors import ProtocolError
 
 
@@ -27,14 +33,17 @@ def sources(draw: st.DrawFn) -> EpisodeSource:
     """A source of any shape that its bank can serve, with classes of different sizes."""
     shots, queries = draw(st.integers(1, 4)), draw(st.integers(0, 5))
     rotation = draw(st.sampled_from(Rotation))
-    least = shots + queries
+    dirichlet = draw(st.none() | st.integers(1, 3))
+    least = shots + queries * (4 if dirichlet else 1)
     sizes = draw(st.lists(st.integers(least, least + 6), min_size=2, max_size=9))
     bank = bank_of(sizes)
     if rotation is not Rotation.EPISODE and draw(st.booleans()):
         bank = bank.rotated()
     most = len(sizes) * (4 if rotation is Rotation.CLASSES else bank.views)
-    ways = draw(st.integers(2, most))
-    shape = EpisodeShape(ways=ways, shots=shots, queries=queries, rotation=rotation)
+    ways = draw(st.integers(2, min(most, 4) if dirichlet else most))
+    shape = EpisodeShape(
+        ways=ways, shots=shots, queries=queries, rotation=rotation, dirichlet=dirichlet
+    )
     return EpisodeSource(bank, shape, stream_key("any", draw(st.integers(0, 5))))
 
 
@@ -59,7 +68,8 @@ def test_every_episode_keeps_the_rules(source: EpisodeSource, numbers: list[int]
             (drawn.support_labels[e], shape.shots),
             (drawn.query_labels[e], shape.queries),
         ):
-            assert np.bincount(labels, minlength=shape.ways).tolist() == [count] * shape.ways
+            if labels is drawn.support_labels[e] or shape.dirichlet is None:
+                assert np.bincount(labels, minlength=shape.ways).tolist() == [count] * shape.ways
         turned = drawn.classes[e] if source.bank.views > 1 else np.zeros(shape.ways, dtype=int)
         items = np.concatenate([drawn.support_items[e], drawn.query_items[e]])
         labels = np.concatenate([drawn.support_labels[e], drawn.query_labels[e]])
@@ -169,11 +179,42 @@ def test_turns_of_an_episode_are_uniform() -> None:
     assert stats.chisquare(np.bincount(drawn.support_turns.ravel(), minlength=4)).pvalue > 0.01
 
 
+@pytest.mark.parametrize("alpha", [1, 2, 5])
+def test_proportions_of_queries_follow_the_dirichlet_law(alpha: int) -> None:
+    words = np.random.default_rng(0).integers(0, 2**64, (20_000, 4 * alpha - 1), dtype=np.uint64)
+    counts = dirichlet_counts(words, 4, 10_000)
+    assert (counts.sum(1) == 10_000).all()
+    assert (counts >= 0).all()
+    shares = counts / 10_000
+    np.testing.assert_allclose(shares.mean(0), 0.25, atol=0.005)
+    # A share alone has a beta distribution, and two of them hang together as Dirichlet's do.
+    law = stats.beta(alpha, 3 * alpha)
+    assert all(stats.kstest(shares[:, c], law.cdf).pvalue > 0.001 for c in range(4))
+    expected = -(0.25**2) / (4 * alpha + 1)
+    covariance = np.cov(shares.T)[~np.eye(4, dtype=bool)]
+    np.testing.assert_allclose(covariance, expected, rtol=0.1)
+
+
+def test_proportions_are_rounded_to_the_largest_remainders() -> None:
+    cuts = np.array([[0.5, 0.9]]) * 2.0**64  # shares .5, .4, .1 of 7: 3.5, 2.8, .7
+    assert dirichlet_counts(cuts.astype(np.uint64), 3, 7).tolist() == [[3, 3, 1]]
+
+
+def test_episodes_differ_in_their_proportions_and_labels_keep_their_secret() -> None:
+    shape = EpisodeShape(ways=4, shots=1, queries=3, dirichlet=2)
+    drawn = EpisodeSource(bank_of([13] * 10), shape, stream_key("proportions")).draw(range(4000))
+    counts = np.stack([np.bincount(labels, minlength=4) for labels in drawn.query_labels])
+    assert len(np.unique(counts, axis=0)) > 100
+    place = np.stack([np.bincount(drawn.query_labels[:, q], minlength=4) for q in range(12)])
+    assert independent(place) > 0.01
+
+
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
         ({"ways": 9, "shots": 1, "queries": 1}, ["9 ways", "8 classes", "test"]),
         ({"ways": 2, "shots": 3, "queries": 4}, ["3 shots + 4 queries = 7", "class 05", "test"]),
+        ({"ways": 3, "shots": 1, "queries": 2, "dirichlet": 2}, ["1 shots + 6 queries = 7"]),
     ],
 )
 def test_what_the_data_cannot_serve_is_refused_before_anything_is_drawn(
@@ -201,6 +242,16 @@ def test_the_first_episodes_never_change(rotation: Rotation) -> None:
     for field in drawn:
         state.update(np.ascontiguousarray(field, dtype="<i8").tobytes())
     assert state.hexdigest()[:32] == FROZEN[rotation]
+
+
+def test_the_first_episode_in_proportions_in_full() -> None:
+    bank = bank_of([20, 25, 30, 20, 22, 21, 40])
+    protocol = Protocol(ways=3, shots=1, queries=2, dirichlet=2)
+    drawn = EpisodeSource(bank, protocol.shape, protocol_key(bank, protocol)).draw([0])
+    assert drawn.classes.tolist() == [[3, 6, 0]]
+    assert drawn.support_items.tolist() == [[92, 172, 15]]
+    assert drawn.query_items.tolist() == [[167, 170, 5, 7, 79, 4]]
+    assert drawn.query_labels.tolist() == [[1, 1, 2, 2, 0, 2]]
 
 
 def test_the_first_episode_in_full() -> None:
