@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from metabench.api.algorithm import (
         Algorithm,
+        Equivariance,
         Inference,
         Output,
         Problem,
@@ -36,12 +37,22 @@ if TYPE_CHECKING:
         tree_map,
         unflatten_sets,
     )
-    from metabench.api.phases import Batches, Collect, Episodic, Fit, Phase
+    from metabench.api.phases import (
+        Batches,
+        Choose,
+        Collect,
+        Episodic,
+        Fit,
+        Learn,
+        Measure,
+        Phase,
+    )
     from metabench.api.recipe import Hyperparameters, Recipe
     from metabench.data.archives import ZipLimits, open_zip
     from metabench.data.arrays import ArrayCache, Arrays, content_digest
     from metabench.data.folder import DataHome
     from metabench.data.splits import digest_order, split_banks, split_groups
+    from metabench.data.weights import load_weights
     from metabench.engine.bases import EmbeddingAlgorithm, EpisodeFunction
     from metabench.engine.gradient import GradientAlgorithm, GradientHyperparameters
     from metabench.engine.inner import sgd, unroll
@@ -72,6 +83,7 @@ __all__ = [
     "BatchNorm",
     "BatchNormOption",
     "Batches",
+    "Choose",
     "ClassBank",
     "Collect",
     "Context",
@@ -85,6 +97,7 @@ __all__ = [
     "EpisodeRandom",
     "EpisodeShape",
     "Episodic",
+    "Equivariance",
     "Field",
     "Fit",
     "GradientAlgorithm",
@@ -95,6 +108,8 @@ __all__ = [
     "ItemSpec",
     "Items",
     "Lazy",
+    "Learn",
+    "Measure",
     "MetabenchError",
     "Output",
     "Phase",
@@ -118,6 +133,7 @@ __all__ = [
     "flatten_sets",
     "hookimpl",
     "leading_size",
+    "load_weights",
     "no_report",
     "norm_and_pool",
     "open_zip",
@@ -135,7 +151,9 @@ __all__ = [
 ]
 
 _EXPORTS = {
-    "metabench.api.algorithm": "Algorithm Inference Output Problem query_cross_entropy",
+    "metabench.api.algorithm": (
+        "Algorithm Equivariance Inference Output Problem query_cross_entropy"
+    ),
     "metabench.api.backbone": "Backbone BatchNormOption ItemSpec channels_last",
     "metabench.api.context": "Context EpisodeRandom",
     "metabench.api.dataset": "Availability Dataset Report no_report",
@@ -143,12 +161,13 @@ _EXPORTS = {
         "EpisodeBatch ItemBatch Items PyTree Support Targets"
         " flatten_sets leading_size tree_map unflatten_sets"
     ),
-    "metabench.api.phases": "Batches Collect Episodic Fit Phase",
+    "metabench.api.phases": "Batches Choose Collect Episodic Fit Learn Measure Phase",
     "metabench.api.recipe": "Hyperparameters Recipe",
     "metabench.data.archives": "ZipLimits open_zip",
     "metabench.data.arrays": "ArrayCache Arrays content_digest",
     "metabench.data.folder": "DataHome",
     "metabench.data.splits": "digest_order split_banks split_groups",
+    "metabench.data.weights": "load_weights",
     "metabench.engine.bases": "EmbeddingAlgorithm EpisodeFunction",
     "metabench.engine.gradient": "GradientAlgorithm GradientHyperparameters",
     "metabench.engine.inner": "sgd unroll",

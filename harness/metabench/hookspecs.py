@@ -40,6 +40,7 @@ class Lazy:
         target: `package.module:Class`.
         family, inference, reference, summary: as on the class; inference is empty for what is not
             an algorithm.
+        argument: as on the class: which hyper-parameter stands in `NAME:VALUE`; empty: none.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Lazy:
     inference: str = ""
     reference: str = ""
     summary: str = ""
+    argument: str = ""
 
 
 @hookspec

@@ -7,11 +7,11 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from metabench.errors import PluginError, UsageError, unknown_name
+from metabench.errors import PluginError, UnknownNameError, UsageError, unknown_name
 from metabench.hookspecs import Lazy
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 Kind = Literal["algorithm", "backbone", "dataset", "suite"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-FACTS = ("family", "inference", "reference", "summary")
+FACTS = ("family", "inference", "reference", "summary", "argument")
+
+ARGUMENT = ":"
+"""Between a name and its argument."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9+_-]{0,63}")
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -35,11 +38,11 @@ class Entry:
     """Something registered. All texts are a plugin's own: escape them where they are printed.
 
     Attributes:
-        name: what users call it.
+        name: what users call it; `NAME:VALUE` where the name has an argument.
         kind: algorithm, backbone, dataset or suite.
         plugin: the plugin's name, as `metabench list plugins` shows it.
         owner: the plugin with its distribution and version, for messages.
-        family, inference, reference, summary: as on the class.
+        family, inference, reference, summary, argument: as on the class.
         source: the class, the `package.module:Class` to import, or the suite's file.
     """
 
@@ -52,6 +55,23 @@ class Entry:
     inference: str = ""
     reference: str = ""
     summary: str = ""
+    argument: str = ""
+
+    @property
+    def plain_name(self) -> str:
+        """The registered name, without an argument."""
+        return self.name.partition(ARGUMENT)[0]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The hyper-parameter that the name sets: `torchvision:resnet18`, its network."""
+        value = self.name.partition(ARGUMENT)[2]
+        return {self.argument: value} if value else {}
+
+    @property
+    def form(self) -> str:
+        """How it is named: `conv4`, `torchvision:NAME`."""
+        return f"{self.name}{ARGUMENT}NAME" if self.argument and not self.settings else self.name
 
     def load(self) -> Any:
         """The class, imported now where it is lazy; a suite's file (a `Path`).
@@ -71,10 +91,10 @@ class Entry:
                 "mend the plugin or uninstall it; metabench list plugins shows where it comes from",
             ) from error
         _check_class(self.kind, found, self.source)
-        if found.name != self.name:
+        if found.name != self.plain_name:
             raise PluginError(
                 f"{self.source} calls itself {found.name!r}; {self.owner} registered it as"
-                f" {self.name!r}"
+                f" {self.plain_name!r}"
             )
         return found
 
@@ -94,15 +114,31 @@ class Registry:
         entries: dict[str, Entry] = getattr(self, f"{kind}s")
         return entries
 
+    def find(self, kind: Kind, name: str) -> Entry | None:
+        """The entry of that name, which may have an argument (`torchvision:resnet18`), or None.
+
+        Whether the value that an argument has is possible, its hyper-parameter says.
+        """
+        plain, colon, value = name.partition(ARGUMENT)
+        entry = self.of(kind).get(plain)
+        if entry is None or not colon:
+            return entry
+        return replace(entry, name=name) if entry.argument and value else None
+
     def get(self, kind: Kind, name: str) -> Entry:
-        """The entry of that name.
+        """As `find`.
 
         Raises:
             UnknownNameError: there is none; names the nearest, and plugins that failed to load.
         """
+        entry = self.find(kind, name)
+        if entry is not None:
+            return entry
+        plain, colon, _ = name.partition(ARGUMENT)
         entries = self.of(kind)
-        if name in entries:
-            return entries[name]
+        if colon and plain in entries:
+            form = entries[plain].form
+            raise UnknownNameError(f"there is no {kind} called {name!r}", f"it is called {form}")
         error = unknown_name(kind, name, entries)
         failed = [plugin.name for plugin in self.plugins if plugin.status == "failed"]
         if failed:
@@ -157,9 +193,15 @@ def make_entry(kind: Kind, item: object, plugin: str, owner: str) -> Entry:
         _check_class(kind, item, what)
     else:
         raise PluginError(f"{item!r} is neither a class nor a metabench.Lazy")
-    facts = {fact: getattr(item, fact, "") for fact in ("name", *FACTS)}
+    facts = facts_of(item)
     _check_facts(kind, facts, what)
     return Entry(kind=kind, plugin=plugin, owner=owner, source=source, **facts)
+
+
+def facts_of(item: object) -> dict[str, Any]:
+    """What a class, a `Lazy` or an entry states: its name and `FACTS`."""
+    name = item.plain_name if isinstance(item, Entry) else getattr(item, "name", "")
+    return {"name": name, **{fact: getattr(item, fact, "") or "" for fact in FACTS}}
 
 
 def _suite_entry(item: object, plugin: str, owner: str) -> Entry:
@@ -195,6 +237,10 @@ def _check_class(kind: Kind, item: object, what: str) -> None:
     missing = sorted(getattr(item, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"{what} does not implement {', '.join(missing)}")
+    argument = getattr(item, "argument", "")
+    fields = getattr(item, "hyperparameters").model_fields if argument else ()  # noqa: B009
+    if kind == "backbone" and argument and argument not in fields:
+        raise PluginError(f"{what} has no hyper-parameter {argument!r}, its argument")
 
 
 def _check_facts(kind: Kind, facts: Mapping[str, object], what: str) -> None:
@@ -209,6 +255,8 @@ def _check_facts(kind: Kind, facts: Mapping[str, object], what: str) -> None:
             f"{what} states the inference mode {facts['inference']!r}; possible:"
             f" {' or '.join(map(repr, modes))}"
         )
+    if facts["argument"] and kind != "backbone":
+        raise PluginError(f"{what} states an argument, which only a backbone's name can have")
 
 
 def _check_name(name: str, what: str) -> None:

@@ -27,6 +27,8 @@ def known() -> Registry:
             facts = {"family": "f", "reference": "r", "summary": "s"}
             mode = "inductive" if kind == "algorithm" else ""
             registry.add(make_entry(kind, Lazy(name, "a.b:C", inference=mode, **facts), "p", "p"))
+    library = Lazy("library", "a.b:C", **facts, argument="network")
+    registry.add(make_entry("backbone", library, "p", "p"))
     return registry
 
 
@@ -39,6 +41,7 @@ def test_what_is_timed_follows_from_what_is_registered_and_asked_for() -> None:
     assert chosen(Asked()) == (["one", "two"], ["net"], ["cats"])
     assert chosen(Asked(algorithms=("t*",))) == (["two"], ["net"], [])
     assert chosen(Asked(backbones=("wide",))) == (["one", "two"], ["wide"], [])
+    assert chosen(Asked(backbones=("library:a",))) == (["one", "two"], ["library:a"], [])
     assert chosen(Asked(datasets=("c*",))) == ([], ["net"], ["cats"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Results:
         episode_shift: int = 0,
         command: str | None = None,
         label_protocol: Protocol | None = None,
+        figures: Mapping[str, float] | None = None,
     ) -> str:
         """Put a cell in, and note it for its suite; returns its key."""
         identity = CellIdentity(
@@ -88,7 +89,8 @@ class Results:
         run = RunInfo(metabench="0.1.0", device=device, command=command, train_s=train_s)
         if status == "ok":
             results = made_up(protocol, identity.key, skill, episode_shift)
-            self._publish(identity, results, run, inference, budget, tuple(phases))
+            stated = dict(figures or {})
+            self._publish(identity, results, run, inference, budget, tuple(phases), stated)
         elif status != "missing":
             failure = Failure(status=status, exception="ValueError", message=f"{named} broke")
             self.store.fail(identity, failure, run)
@@ -148,6 +150,7 @@ class Results:
         inference: str,
         budget: int,
         phases: tuple[str, ...],
+        figures: dict[str, float],
     ) -> None:
         def build(folder: Path) -> None:
             results.to_parquet(folder / "episodes.parquet")
@@ -161,6 +164,7 @@ class Results:
             parameters=1896,
             train_items=100 * budget,
             budget=budget,
+            figures=figures,
         )
         self.store.publish(identity, build, inference=inference, result=result, phases=phases)
         self.predicted[identity.key] = results

@@ -217,22 +217,23 @@ def test_completion_knows_registered_names_and_is_silent(
     third_party: Callable[[str], Path],
 ) -> None:
     broken = {"PYTHONPATH": str(third_party("metabench-raises-at-import"))}
-    done = completed("metabench run -s smoke -a prot", **broken)
+    done = completed("metabench run -s smoke -a proton", **broken)
     assert (done.stdout.split(), done.stderr) == (["plain,protonet"], "")
-    done = completed("metabench nothing -a prot")
+    done = completed("metabench nothing -a proton")
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("run -b conv", ["conv4"]),
+        ("run -b conv", ["conv4", "conv6"]),
+        ("show torchv", ["torchvision", "torchvision:"]),
         ("run --dataset ", ["omniglot", "quickdraw"]),
         ("run -s smo", ["smoke"]),
         ("run -s mi", ["mine.toml"]),
         ("run -s sub/", ["sub/other.toml"]),
         ("run -s nowhere/x", ["nowhere/x"]),  # the shell's own paths
-        ("leaderboard -s fewsh", ["fewshot"]),
+        ("leaderboard -s fewshot-f", ["fewshot-full"]),
         ("show quick", ["quickdraw"]),
         ("show suite:om", ["suite:omniglot"]),
         ("show omni", ["omniglot-quick"]),

@@ -152,6 +152,19 @@ def test_a_finished_cell_has_record_times_log_and_command(run: Any, results: Any
     assert "to run it again\n  metabench run --suite study" in text
 
 
+def test_what_an_algorithm_measured_of_itself_stands_apart(run: Any, results: Any) -> None:
+    key = results.add("maml", figures={"mapped_error": 0.25, "accuracy": 0.5})
+    told = json.loads(run(key, "--json").stdout)
+    assert told["record"]["result"]["figures"] == {"mapped_error": 0.25, "accuracy": 0.5}
+    text = run(key).stdout
+    assert "measured by the algorithm itself, on meta-validation\n" in text
+    assert "mapped_error: 0.2500\n" in text
+    assert "figures" not in text
+    other = results.add("reptile")
+    assert "figures" not in results.store.find(other).to_json()["result"]
+    assert "measured by" not in run(other).stdout
+
+
 def test_the_line_that_runs_a_cell_again_works_here(run: Any, results: Any, tmp_path: Path) -> None:
     key = results.add("maml", suite="gone", command="metabench run --suite old/gone.toml --seed 0")
     mine = tmp_path / "mine.toml"

@@ -83,6 +83,11 @@ class Algorithm(nn.Module, ABC):
         """The mode under these hyper-parameters; override where one of them changes it."""
         return cls.inference
 
+    @classmethod
+    def equivariances(cls, hp: Hyperparameters) -> frozenset[Equivariance]:
+        """What it is equivariant to under these hyper-parameters; override where one matters."""
+        return cls.equivariant_to
+
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         """What the engine does to train it, in order. Default: one episodic phase."""
         return [Episodic(recipe)]

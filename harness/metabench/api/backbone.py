@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -37,6 +39,10 @@ class Backbone(nn.Module, ABC):
     the engine seeds.
 
     Attributes:
+        argument: the hyper-parameter that `NAME:VALUE` sets wherever a backbone is named, such as
+            "network" for `torchvision:resnet18`; empty: the name takes no such part.
+        checked_with: the hyper-parameters that `metabench check` builds it with, where the default
+            ones make a network that it would take minutes to check.
         feature_dim: D of the features (n, D) that `forward` returns; set it in `__init__`.
         feature_map: (C, H, W) of what `forward_map` returns, or None where there is no map.
     """
@@ -47,6 +53,8 @@ class Backbone(nn.Module, ABC):
     reference: ClassVar[str]
     summary: ClassVar[str]
     hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
+    argument: ClassVar[str] = ""
+    checked_with: ClassVar[Mapping[str, object]] = MappingProxyType({})
 
     feature_dim: int
     feature_map: tuple[int, int, int] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from metabench.api.context import Context
-    from metabench.api.items import ItemBatch
+    from metabench.api.items import EpisodeBatch, ItemBatch
     from metabench.api.recipe import Recipe
 
 
@@ -38,7 +38,9 @@ class Batches:
         loss: `loss(module, batch, ctx)` -> scalar.
         shared: trained once, content-addressed, used by every cell that asks for the same phase.
             Then the artefact may depend on nothing but data set, backbone, recipe, seed, and the
-            code of `module` and `loss`; the algorithm's hyper-parameters must not reach it.
+            code of `module` and `loss`; the algorithm's hyper-parameters must not reach it, but by
+            what `module` is made of.
+        labels: whether the batches have class ids; without, `classes` is None.
     """
 
     recipe: Recipe
@@ -46,6 +48,7 @@ class Batches:
     loss: Callable[[Any, ItemBatch, Context], Tensor]
     shared: bool = False
     name: str = "pretrain"
+    labels: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,78 @@ class Collect:
     """An artefact made once from many training tasks (pairs of data and solution).
 
     Attributes:
-        fn: `fn(batch, ctx)` -> pytree of tensors (B, ...), called on batches of episodes; the
-            engine concatenates what it returns and hands it to `store`.
+        fn: `fn(batch, ctx)` -> tensors (n, ...) by name, n the same in all, called on batches of
+            episodes. Where the algorithm reads only embeddings they hold embeddings, and each item
+            is embedded once, however many tasks it is part of.
         recipe: `steps` batches of `meta_batch` episodes.
-        store: takes the concatenated pytree.
+        store: takes what all calls returned, end to end. What it finds (a mean, a scale) belongs
+            into parameters or buffers; the artefact itself is kept by the engine for `Learn`.
+        whole_classes: the queries are all items of the episode's classes that are not in its
+            support set, whatever the recipe says; with a mask where classes differ in size.
     """
 
-    fn: Callable[[Any, Context], Any]
+    fn: Callable[[EpisodeBatch, Context], Mapping[str, Tensor]]
     recipe: Recipe
-    store: Callable[[Any], None]
+    store: Callable[[Mapping[str, Tensor]], None] | None = None
+    whole_classes: bool = False
     name: str = "collect"
 
 
-Phase = Episodic | Batches | Fit | Collect
+@dataclass(frozen=True)
+class Learn:
+    """Supervised training on what a `Collect` phase before it made.
+
+    Attributes:
+        recipe: `steps` batches of `batch_size` examples, optimiser, schedule.
+        loss: `loss(examples, ctx)` -> scalar, with tensors (n, ...) of n examples by name, each
+            epoch of which is a random permutation of all.
+        collected: the name of the phase that collected them.
+    """
+
+    recipe: Recipe
+    loss: Callable[[Mapping[str, Tensor], Context], Tensor]
+    collected: str = "collect"
+    name: str = "learn"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Figures that an algorithm states of itself, on tasks of the meta-validation split.
+
+    They stand in the cell's record beside its score, and decide nothing. Left out where there is no
+    meta-validation split, and in a refit, which trains on it.
+
+    Attributes:
+        fn: `fn(batch, ctx)` -> tensors (B,) by name, one value a task, of which the mean is
+            recorded. Its batches are as those of `Collect`; it may change no weight.
+        recipe: `steps` batches of `meta_batch` episodes.
+        whole_classes: as of `Collect`.
+    """
+
+    fn: Callable[[EpisodeBatch, Context], Mapping[str, Tensor]]
+    recipe: Recipe
+    whole_classes: bool = False
+    name: str = "measure"
+
+
+@dataclass(frozen=True)
+class Choose:
+    """A setting that is chosen on meta-validation, such as the number of steps of fine-tuning.
+
+    Where there is no meta-validation split, the first candidate is taken.
+
+    Attributes:
+        put: `put(number)` puts the candidate of that number, from 0 on, in place. What it sets must
+            be in the `state_dict`, as all that training changes. It is called for each in turn, and
+            then for the best, of equal ones the first.
+        candidates: how many there are.
+        episodes: how many episodes of meta-validation each is tried on.
+    """
+
+    put: Callable[[int], None]
+    candidates: int
+    episodes: int = 200
+    name: str = "choose"
+
+
+Phase = Episodic | Batches | Fit | Collect | Learn | Measure | Choose

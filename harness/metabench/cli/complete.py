@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from metabench.registry import KINDS, Kind, Registry
+from metabench.registry import ARGUMENT, KINDS, Kind, Registry
 
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -59,8 +59,10 @@ def _toml_files(typed: str) -> list[str]:
 
 
 def _names(kinds: Iterable[Kind]) -> list[str]:
-    known = _known()
-    return sorted({name for kind in kinds for name in known.of(kind)})
+    """Of one whose name has an argument also the beginning: what may follow, its library knows."""
+    entries = [entry for kind in kinds for entry in _known().of(kind).values()]
+    begun = {f"{entry.name}{ARGUMENT}" for entry in entries if entry.argument}
+    return sorted({entry.name for entry in entries} | begun)
 
 
 @functools.cache

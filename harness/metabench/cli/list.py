@@ -44,8 +44,12 @@ def command(what: str | None, fmt: Format) -> None:
 
 def rows_of(known: Registry, what: str) -> list[Row]:
     """One row for each thing of a kind, with the columns of `COLUMNS`."""
-    found = known.plugins if what == "plugins" else getattr(known, what).values()
-    return [{column: getattr(thing, column) for column in COLUMNS[what]} for thing in found]
+    if what == "plugins":
+        return [{column: getattr(p, column) for column in COLUMNS[what]} for p in known.plugins]
+    return [
+        {**{column: getattr(entry, column) for column in COLUMNS[what]}, "name": entry.form}
+        for entry in getattr(known, what).values()
+    ]
 
 
 def _print_sections(known: Registry, fmt: Format) -> None:

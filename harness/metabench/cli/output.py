@@ -26,7 +26,7 @@ NARROWEST = 20
 # fmt: off
 DISPENSABLE = (
     "budget", "train_s", "predict_ms", "adapt_ms", "seeds", "seed_std", "device",  # leaderboards
-    "plugin", "path", "family",  # lists
+    "plugin", "path",  # lists
 )
 # fmt: on
 """What is left out first where a terminal is too narrow; after these, from the right."""

@@ -28,6 +28,7 @@ def command(name: str, out: Path, data_dir: Path, fmt: Format) -> None:
     \b
     metabench show maml                 an algorithm, backbone, data set or suite
     metabench show suite:omniglot       where two kinds share a name
+    metabench show torchvision:resnet34 a backbone whose name has an argument
     metabench show my-suite.toml        a suite's file
     metabench show 3bd2ae34             a cell, by the first digits of its key
     metabench show quickdraw/5w1s15q/maml/conv4-32/seed0
@@ -67,7 +68,7 @@ def _entries(known: Registry, name: str) -> list[Entry]:
     for kind in KINDS:
         if name.startswith(f"{kind}:"):
             return [known.get(kind, name.partition(":")[2])]
-    return [known.of(kind)[name] for kind in KINDS if name in known.of(kind)]
+    return [entry for kind in KINDS if (entry := known.find(kind, name)) is not None]
 
 
 def _entry_page(known: Registry, entry: Entry, data_dir: Path) -> Page:

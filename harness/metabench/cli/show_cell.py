@@ -128,7 +128,7 @@ def cell_page(store: Store, found: Found) -> Page:
 def _add_finished(page: Page, store: Store, record: CellRecord) -> None:
     scores = store.episodes(record.key).scores(str(record.identity.protocol.get("metric")))
     result: dict[str, object] = {
-        **record.result.model_dump(mode="json"),
+        **record.result.model_dump(mode="json", exclude={"figures"}),
         "score": float(scores.mean()),
         "inference": record.inference,
         "shared phases": ", ".join(key[:8] for key in record.phases),
@@ -137,6 +137,11 @@ def _add_finished(page: Page, store: Store, record: CellRecord) -> None:
     page.data["timings"] = store.timings(record.key)
     shown = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in result.items()}
     page.add("result", facts(shown))
+    if record.result.figures:
+        told: dict[str, object] = {
+            name: f"{value:.4f}" for name, value in record.result.figures.items()
+        }
+        page.add("measured by the algorithm itself, on meta-validation", facts(told))
     _add_identity(page, record.identity.to_json())
     _add_run(page, store.run_info(record.key))
     times: list[Row] = [

@@ -38,8 +38,12 @@ def plugin_page(entry: Entry, data_dir: Path) -> Page:
 
     Raises:
         PluginError: it can't be imported.
+        UsageError: its name has an argument that isn't possible.
     """
+    from metabench.runner.resolve import settings_of
+
     cls: Any = entry.load()
+    hyperparameters = settings_of(entry)
     table: dict[str, object] = {
         "kind": entry.kind,
         "name": entry.name,
@@ -56,7 +60,6 @@ def plugin_page(entry: Entry, data_dir: Path) -> Page:
     page = Page(f"{entry.kind} {entry.name}", dict(table))
     page.add("", facts(_in_words(table)))
     _add_texts(page, cls)
-    hyperparameters = cls.hyperparameters()
     page.data["hyperparameters"] = settings_data(hyperparameters)
     page.add("hyper-parameters", Table(settings_table(hyperparameters), SETTINGS))
     if entry.kind == "algorithm":
@@ -81,7 +84,7 @@ def _algorithm_facts(cls: Any) -> dict[str, object]:
     return {
         "inference": cls.inference_mode(cls.hyperparameters()),
         "output": cls.output,
-        "equivariant to": sorted(cls.equivariant_to),
+        "equivariant to": sorted(cls.equivariances(cls.hyperparameters())),
     }
 
 

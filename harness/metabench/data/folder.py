@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +27,26 @@ DOWNLOADED = "downloaded"
 def data_folder(option: str | Path | None = None) -> Path:
     """The data folder: `option` (`-d`), else METABENCH_DATA, else one in the user cache folder.
 
-    It need not exist yet.
+    Within `using_data_folder` it is that one. It need not exist yet.
 
     Raises:
         UsageError: it is a file.
     """
-    chosen = option or os.environ.get(DATA_VARIABLE) or cache_folder() / "data"
+    chosen = option or _used.get() or os.environ.get(DATA_VARIABLE) or cache_folder() / "data"
     return _folder(chosen)
+
+
+@contextmanager
+def using_data_folder(folder: Path) -> Iterator[None]:
+    """`data_folder()` is this folder for the duration: what a run was told by `-d`, its cells."""
+    token = _used.set(folder)
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+_used: ContextVar[Path | None] = ContextVar("data folder", default=None)
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context, EpisodeRandom
 from metabench.api.items import ItemBatch
-from metabench.api.phases import Batches, Episodic
-from metabench.engine.feed import BatchFeed, EpisodeFeed, TrainingData
+from metabench.api.phases import Batches, Episodic, Learn
+from metabench.engine.feed import BatchFeed, EpisodeFeed, ExampleFeed, TrainingData
 from metabench.engine.graphs import Step, training_step_of
 from metabench.engine.modes import capturing
 from metabench.engine.numerics import seed_all
@@ -54,6 +55,12 @@ class Checkpoints(Protocol):
     def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Replace the last state."""
 
+    def keep(self, name: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Keep what a phase of that name made, beside the last state, to the end of training."""
+
+    def kept(self, name: str) -> Saved | None:
+        """What was kept of that phase, if it is there whole."""
+
 
 @dataclass
 class TrainingResult:
@@ -65,6 +72,7 @@ class TrainingResult:
         selected_step: the step of the last phase whose weights were kept; None: untrained.
         validation_score: of that step; None without validation.
         curve: the training curve.
+        figures: what the algorithm measured of itself, by name.
     """
 
     steps: int = 0
@@ -72,10 +80,11 @@ class TrainingResult:
     selected_step: int | None = None
     validation_score: float | None = None
     curve: list[Row] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class Descent:
-    """The loop of one `Episodic` or `Batches` phase.
+    """The loop of one `Episodic`, `Batches` or `Learn` phase.
 
     Every step is seeded by its own number and reads what that number says, so a phase that goes
     on from a checkpoint computes the same digits as one that was never stopped.
@@ -84,25 +93,32 @@ class Descent:
     def __init__(
         self,
         algorithm: Algorithm,
-        phase: Episodic | Batches,
+        phase: Episodic | Batches | Learn,
         number: int,
         data: TrainingData,
         seed: int,
         result: TrainingResult,
         checkpoints: Checkpoints | None,
         monitor: Monitor,
+        examples: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """`examples`: what a `Learn` phase learns from."""
         self.algorithm, self.phase, self.number = algorithm, phase, number
         self.recipe, self.seed = phase.recipe, seed
         self.result, self.checkpoints, self.monitor = result, checkpoints, monitor
         self.validate = None if isinstance(phase, Batches) and phase.shared else data.validate
-        self.module: nn.Module = algorithm if isinstance(phase, Episodic) else phase.module
+        self.module: nn.Module = phase.module if isinstance(phase, Batches) else algorithm
         device = data.store.device
         if isinstance(phase, Episodic):
-            self.feed: EpisodeFeed | BatchFeed = EpisodeFeed(data, self.recipe, seed, phase.name)
-        else:
+            self.feed: EpisodeFeed | BatchFeed | ExampleFeed = EpisodeFeed(
+                data, self.recipe, seed, phase.name
+            )
+        elif isinstance(phase, Batches):
             self.module.to(device)
             self.feed = BatchFeed(data, self.recipe, seed, phase.name)
+        else:
+            assert examples is not None
+            self.feed = ExampleFeed(examples, self.recipe, seed, phase.name)
         trainable = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.recipe, trainable) if trainable else None
         self.trainable = trainable
@@ -156,11 +172,16 @@ class Descent:
             if self._captured is None:
                 self._captured = training_step_of(self.algorithm, self.device)
             return self._captured(batch, ctx)
-        assert isinstance(self.phase, Batches)
-        data, classes = self.feed.batch(step)
         rng = EpisodeRandom(self.feed.key, [step], self.device)
         ctx = Context("train", rng, step, total, name)
-        loss = self.phase.loss(self.module, ItemBatch(data, classes), ctx)
+        if isinstance(self.feed, ExampleFeed):
+            assert isinstance(self.phase, Learn)
+            loss = self.phase.loss(self.feed.batch(step), ctx)
+        else:
+            assert isinstance(self.phase, Batches)
+            data, classes = self.feed.batch(step)
+            known = classes if self.phase.labels else None
+            loss = self.phase.loss(self.module, ItemBatch(data, known), ctx)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

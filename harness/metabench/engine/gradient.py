@@ -22,6 +22,9 @@ from metabench.engine.modes import current_engine
 from metabench.engine.norm import Mode, norm_mode
 from metabench.errors import UsageError
 
+Task = tuple[PyTree, Tensor, Tensor | None]
+"""The support set of one task: items (S, ...), labels (S,), and mask (S,) or None."""
+
 
 class GradientHyperparameters(Hyperparameters):
     """What every gradient-based algorithm lets one choose."""
@@ -124,33 +127,45 @@ class GradientAlgorithm(Algorithm):
     # The inner loop over a batch of tasks.
 
     def adapt(self, support: Support, ctx: Context) -> PyTree:
-        names = self.adapted_names()
-        params: Tensors = dict(self.named_parameters())
-        buffers = self.norm_buffers()
-        steps = self.inner_steps(ctx)
-        order: Order = self.order if ctx.training else 1
-        mode = self.support_mode(ctx)
+        def one_task(data: PyTree, labels: Tensor, mask: Tensor | None) -> PyTree:
+            return self.adapt_task((data, labels, mask), ctx)
+
+        values, mask = support.targets.values, support.items.mask
+        return over_tasks(one_task, support.items.data, values, mask)
+
+    def adapt_task(self, task: Task, ctx: Context) -> PyTree:
+        """The state of one task. Default: that after `descend` from the algorithm's parameters."""
+        phi, moments, _ = self.descend(dict(self.named_parameters()), task, ctx)
+        return self.task_state(phi, moments, task[0])
+
+    def descend(self, params: Tensors, task: Task, ctx: Context) -> tuple[Tensors, Tensors, Any]:
+        """The inner loop on one task.
+
+        Args:
+            params: all parameters to begin with, by name.
+            task: items (S, ...), labels (S,), and mask (S,) or None.
+            ctx: the call's context.
+
+        Returns:
+            the adapted parameters, batch norm's moments, and the inner optimiser's state.
+        """
+        names, mode = self.adapted_names(), self.support_mode(ctx)
 
         def loss(p: Tensors, b: Tensors, batch: PyTree, t: int) -> tuple[Tensor, Tensors]:
             return self.inner_loss(p, b, batch, t, mode)
 
-        def one_task(data: PyTree, labels: Tensor, mask: Tensor | None) -> PyTree:
-            opt_state = self.inner_state({name: params[name] for name in names})
-            phi, moments, _ = unroll(
-                loss,
-                params,
-                buffers,
-                (data, labels, mask),
-                opt_state,
-                self.inner_update,
-                names,
-                steps,
-                order,
-            )
-            return self.task_state({name: phi[name] for name in names}, moments, data)
-
-        values, mask = support.targets.values, support.items.mask
-        return over_tasks(one_task, support.items.data, values, mask)
+        phi, moments, opt_state = unroll(
+            loss,
+            params,
+            self.norm_buffers(),
+            task,
+            self.inner_state({name: params[name] for name in names}),
+            self.inner_update,
+            names,
+            self.inner_steps(ctx),
+            self.order if ctx.training else 1,
+        )
+        return {name: phi[name] for name in names}, moments, opt_state
 
     def task_state(self, adapted: Tensors, moments: Tensors, data: PyTree) -> PyTree:
         """The state of one adapted task, whose support items are `data` (S, ...)."""

@@ -27,6 +27,7 @@ from metabench.engine.lift import inside_transform
 from metabench.engine.modes import current_engine
 from metabench.engine.norm_pool import normalised_and_pooled
 from metabench.engine.normalise import normalised
+from metabench.errors import PluginError
 
 Mode = Literal["auto", "fresh", "record", "stored", "update"]
 
@@ -188,9 +189,18 @@ def convert(module: nn.Module) -> None:
     """Replace PyTorch's batch and layer norms below `module`, in place, weights kept.
 
     Ours always keep running averages; a cumulative one (`momentum=None`) becomes one of .1.
+
+    Raises:
+        PluginError: a batch norm computes something of its own, which would be lost.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            if type(child).forward is not nn.BatchNorm2d.forward:
+                raise PluginError(
+                    f"{type(module).__name__}.{name} is a {type(child).__name__}, a batch norm that"
+                    " computes something of its own",
+                    "use PyTorch's own batch norm, and put behind it what this one adds",
+                )
             momentum = 0.1 if child.momentum is None else child.momentum
             layer = BatchNorm(child.num_features, child.eps, momentum, child.affine)
             if child.affine:

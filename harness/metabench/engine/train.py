@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 import numpy as np
@@ -10,15 +11,26 @@ from torch import Tensor
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context, EpisodeRandom
-from metabench.api.items import tree_map
-from metabench.api.phases import Batches, Collect, Episodic, Fit, Phase
+from metabench.api.phases import (
+    Batches,
+    Choose,
+    Collect,
+    Episodic,
+    Fit,
+    Learn,
+    Measure,
+    Phase,
+)
 from metabench.api.recipe import Recipe
 from metabench.engine.chunks import that_fit
+from metabench.engine.collect import Collected, measure
 from metabench.engine.descent import Checkpoints, Descent, Row, Saved, TrainingResult, under
-from metabench.engine.feed import BatchFeed, EpisodeFeed, TrainingData
+from metabench.engine.feed import BatchFeed, TrainingData
 from metabench.engine.numerics import ITEMS_A_CHUNK, seed_all
 from metabench.engine.progress import Monitor, Progress, silent
-from metabench.errors import PluginError
+from metabench.errors import PluginError, UsageError
+
+log = logging.getLogger("metabench.train")
 
 
 class SharedPhases(Protocol):
@@ -66,6 +78,10 @@ def train(
     phases = planned_phases(algorithm, recipe, seed)
     saved = checkpoints.load() if checkpoints is not None else None
     first, result, of_shared = 0, TrainingResult(), TrainingResult()
+    collected = Collected(phases, checkpoints, data.store.device)
+    if saved is not None and not collected.found(phases[: int(saved[0]["phase"])]):
+        log.warning("what was collected is gone: training starts anew")
+        saved = None
     if saved is not None:
         meta, tensors = saved
         first, before = int(meta["phase"]), TrainingResult(**meta["result"])
@@ -77,29 +93,47 @@ def train(
         if isinstance(phase, Batches) and phase.shared:
             shared.note(phase)
     for number, phase in enumerate(phases[first:], start=first):
+        if not isinstance(phase, Episodic | Batches | Learn):
+            _look(algorithm, phase, collected, data, seed, result, monitor)
+            continue
         resumed = saved if number == first else None
-        if isinstance(phase, Episodic | Batches):
-            own = of_shared if is_shared(phase) else result
-            descent = Descent(algorithm, phase, number, data, seed, own, checkpoints, monitor)
-            if is_shared(phase):
-                train_shared(descent, shared, resumed)
-                result.steps += descent.recipe.steps
-                result.items += descent.recipe.steps * descent.feed.items_a_step
-                result.selected_step = descent.recipe.steps or None
-            else:
-                descent.run(resumed)
-        elif isinstance(phase, Fit):
-            algorithm.eval()  # what is fitted stands on features as they are at test
-            fit(algorithm, phase, data, seed)
+        own = of_shared if is_shared(phase) else result
+        examples = collected.of(phase) if isinstance(phase, Learn) else None
+        descent = Descent(algorithm, phase, number, data, seed, own, checkpoints, monitor, examples)
+        if is_shared(phase):
+            train_shared(descent, shared, resumed)
+            result.steps += descent.recipe.steps
+            result.items += descent.recipe.steps * descent.feed.items_a_step
+            result.selected_step = descent.recipe.steps or None
         else:
-            algorithm.eval()
-            collect(phase, data, seed, result, monitor)
+            descent.run(resumed)
     algorithm.eval()
     wanted = recipe.validate_every and recipe.steps
     if data.validate is not None and wanted and result.validation_score is None:
         # No phase was validated (shared ones are not): say at least how the weights do.
         result.validation_score = data.validate(recipe.validation_episodes)
     return result
+
+
+def _look(
+    algorithm: Algorithm,
+    phase: Fit | Collect | Measure | Choose,
+    collected: Collected,
+    data: TrainingData,
+    seed: int,
+    result: TrainingResult,
+    monitor: Monitor,
+) -> None:
+    """A phase that descends no loss: it looks at items or tasks with the network as at test."""
+    algorithm.eval()
+    if isinstance(phase, Fit):
+        fit(algorithm, phase, data, seed)
+    elif isinstance(phase, Choose):
+        choose(phase, data, result, monitor)
+    elif isinstance(phase, Collect):
+        collected.collect(algorithm, phase, data, seed, result, monitor)
+    else:
+        measure(algorithm, phase, data, seed, result, monitor)
 
 
 def train_shared_phase(
@@ -127,18 +161,26 @@ def planned_phases(algorithm: Algorithm, recipe: Recipe, seed: int) -> list[Phas
 
     Raises:
         PluginError: something is no phase, two have one name, a phase that is not the first is
-            shared, or a shared one could depend on the algorithm's own settings.
+            shared, a shared one could depend on the algorithm's own settings, or one learns from
+            what none before it collects.
+        UsageError: something is chosen on validation, and then trained on it.
     """
     seed_all("phases", seed)
     phases = list(algorithm.phases(recipe))
     names: set[str] = set()
     for phase in phases:
-        if not isinstance(phase, Episodic | Batches | Fit | Collect):
+        if not isinstance(phase, Phase):
             raise PluginError(f"{algorithm.name}.phases() returned {phase!r}, which is no phase")
         if phase.name in names:
             raise PluginError(
                 f"{algorithm.name} has two phases called {phase.name!r}",
                 "give each a name of its own: what a phase draws hangs on it",
+            )
+        if isinstance(phase, Choose) and recipe.refit:
+            raise UsageError(
+                f"{algorithm.name} chooses a setting on meta-validation ({phase.name}), which a "
+                "training on both splits would not leave it",
+                "set refit = false in the recipe",
             )
         if isinstance(phase, Batches) and phase.shared:
             if names:
@@ -147,6 +189,14 @@ def planned_phases(algorithm: Algorithm, recipe: Recipe, seed: int) -> list[Phas
                     "what it trains may not depend on what this algorithm did before",
                 )
             _start_alike(algorithm, phase, seed)
+        if isinstance(phase, Learn) and phase.recipe.steps:
+            before = [p for p in phases if p.name in names and isinstance(p, Collect)]
+            if not any(p.name == phase.collected and p.recipe.steps for p in before):
+                raise PluginError(
+                    f"{algorithm.name}: {phase.name!r} learns from {phase.collected!r}, which no "
+                    "Collect phase before it makes",
+                    "name the phase that collects in `collected`",
+                )
         names.add(phase.name)
     return phases
 
@@ -211,21 +261,18 @@ def fit(algorithm: Algorithm, phase: Fit, data: TrainingData, seed: int) -> None
         phase.fn(feed.everything(phase.labels, size), Context("train", rng, phase=phase.name))
 
 
-def collect(
-    phase: Collect, data: TrainingData, seed: int, result: TrainingResult, monitor: Monitor
-) -> None:
-    """Make an artefact from many training tasks, and hand it to the phase's `store`."""
-    feed = EpisodeFeed(data, phase.recipe, seed, phase.name)
-    total = phase.recipe.steps
-    parts = []
-    for step in range(total):
-        seed_all("step", seed, phase.name, step)
-        numbers, batch = feed.batch(step)
-        rng = EpisodeRandom(feed.key, numbers, data.store.device)
-        made = phase.fn(batch, Context("train", rng, step, total, phase.name))
-        parts.append(tree_map(lambda x: x.detach(), made))
-        monitor(Progress(phase.name, step + 1, total))
-    if parts:
-        phase.store(tree_map(lambda *tensors: torch.cat(tensors), *parts))
-    result.steps += total
-    result.items += total * feed.items_a_step
+def choose(phase: Choose, data: TrainingData, result: TrainingResult, monitor: Monitor) -> None:
+    """Put the candidate in place that does best on meta-validation."""
+    if data.validate is None:
+        log.info("%s: the first candidate, as there is no meta-validation split", phase.name)
+        phase.put(0)
+        return
+    scores: list[float] = []
+    for number in range(phase.candidates):
+        phase.put(number)
+        scores.append(data.validate(phase.episodes))
+        row = {"phase": phase.name, "step": number + 1, "loss": None, "lr": None}
+        result.curve.append({**row, "validation": scores[-1]})
+        monitor(Progress(phase.name, number + 1, phase.candidates, validation=max(scores)))
+    result.validation_score = max(scores)
+    phase.put(scores.index(result.validation_score))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -140,20 +141,21 @@ class Trial:
         """
         bank = self.training_bank
         with attempts(bank, False) as attempt:
-            algorithm, result = self._train_on(bank, self.recipe, attempt)
+            algorithm, result = self._train_on(bank, self.recipe, attempt, held_out=True)
         again = refit_recipe(self.recipe, result)
         if again is None:
             return algorithm, result
         log.info("step %d selected; training anew on train + validation", again.steps)
         bank = self.refit_bank
         with attempts(bank, True) as attempt:
-            algorithm, second = self._train_on(bank, again, attempt)
+            algorithm, second = self._train_on(bank, again, attempt, held_out=False)
         return algorithm, TrainingResult(
             steps=result.steps + second.steps,
             items=result.items + second.items,
             selected_step=second.selected_step,
             validation_score=result.validation_score,
             curve=result.curve + second.curve,
+            figures=result.figures,
         )
 
     def train_shared_phase(self, attempts: Attempts) -> None:
@@ -173,15 +175,19 @@ class Trial:
                 )
 
     def _train_on(
-        self, bank: ClassBank, recipe: Recipe, attempt: Attempt
+        self, bank: ClassBank, recipe: Recipe, attempt: Attempt, *, held_out: bool
     ) -> tuple[Algorithm, TrainingResult]:
+        """`held_out`: whether the meta-validation split is, if there is one."""
         algorithm = self.build(bank)
-        validate = self._validate(algorithm, attempt.tick) if recipe.validate_every else None
+        validate = self._validate(algorithm, attempt.tick)
+        data = TrainingData(self._store(bank), self.protocol, validate)
+        if held_out and "validation" in self.banks:
+            data.held_out = lambda: self.items("validation")
         with self.computing(self.engines.train):
             result = train(
                 algorithm,
                 recipe,
-                TrainingData(self._store(bank), self.protocol, validate),
+                data,
                 self.blueprint.seed,
                 shared=attempt.shared,
                 checkpoints=attempt.checkpoints,
@@ -192,9 +198,10 @@ class Trial:
     def _validate(self, algorithm: Algorithm, tick: Tick | None) -> Validate | None:
         if "validation" not in self.banks:
             return None
-        source, items = self.episodes("validation"), self.items("validation")
+        split = functools.cache(lambda: (self.episodes("validation"), self.items("validation")))
 
         def validate(episodes: int) -> float:
+            source, items = split()  # not before they are asked for: most recipes don't
             with self.computing(self.engines.test):
                 outcome = evaluate(algorithm, source, items, episodes, "validation", tick)
             return outcome.score(self.protocol.metric)

@@ -139,7 +139,8 @@ def dirichlet_counts(words: Words, classes: int, total: int) -> Ids:
     shares = pieces.reshape(len(words), classes, -1).sum(-1) * total  # of 2**32 a unit
     counts, remainder = shares >> 32, shares & ((1 << 32) - 1)
     rank = np.argsort(np.argsort(-remainder, axis=1, kind="stable"), axis=1)
-    return counts + (rank < total - counts.sum(1, keepdims=True))
+    found: Ids = counts + (rank < total - counts.sum(1, keepdims=True))
+    return found
 
 
 def in_proportion(counts: Ids) -> tuple[Ids, Ids]:

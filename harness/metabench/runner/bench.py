@@ -13,7 +13,8 @@ from torch import nn
 
 from metabench.api.backbone import ItemSpec
 from metabench.api.dataset import Dataset
-from metabench.api.phases import Batches, Collect, Episodic, Phase
+from metabench.api.phases import Batches, Choose, Collect, Episodic, Phase
+from metabench.data.folder import using_data_folder
 from metabench.engine.build import Blueprint, training_bank, training_shape
 from metabench.engine.modes import engines_of
 from metabench.engine.numerics import numerics
@@ -103,7 +104,9 @@ class Workbench:
     def _check_served(self, cell: Cell) -> None:
         banks = self.banks(cell)
         banks["test"].check_serves(cell.protocol.shape)
-        if "validation" in banks and cell.recipe.validate_every:
+        phases = self.sketch(cell)
+        validates = cell.recipe.validate_every or any(isinstance(p, Choose) for p in phases)
+        if "validation" in banks and validates:
             banks["validation"].check_serves(cell.protocol.shape)
         if cell.recipe.refit and "validation" not in banks:
             raise ProtocolError(
@@ -111,7 +114,7 @@ class Workbench:
                 f"{cell.protocol.class_split!r} has none",
                 "set refit = false in the recipe, or choose another class split",
             )
-        if any(isinstance(p, Episodic | Collect) and p.recipe.steps for p in self.sketch(cell)):
+        if any(isinstance(p, Episodic | Collect) and p.recipe.steps for p in phases):
             bank = training_bank(banks["train"], cell.recipe, cell.protocol)
             bank.check_serves(training_shape(cell.recipe, cell.protocol))
 
@@ -149,7 +152,7 @@ class Workbench:
         bank = training_bank(self.banks(cell)["train"], cell.recipe, cell.protocol)
         for device in ("meta", "cpu"):  # not everything that may stand in `build` works on meta
             try:
-                with torch.device(device):
+                with torch.device(device), using_data_folder(self.data_folder):
                     algorithm = self.blueprint(cell).build(self.item(cell), bank, device)
                     return planned_phases(algorithm, cell.recipe, cell.seed)
             except MetabenchError:
@@ -191,6 +194,7 @@ class Workbench:
                 "image_size": cell.protocol.image_size,
                 "split": bank.split,
                 "views": bank.views,
+                **({} if phase.labels else {"labels": False}),
             },
             backbone=self._backbone_identity(cell),
             name=phase.name,

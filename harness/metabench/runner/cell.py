@@ -53,6 +53,18 @@ class TimedCheckpoints:
         train_s = self.earlier_s + seconds() - self._started
         self._partial.save(step, tensors, {**meta, "train_s": train_s})
 
+    def keep(self, name: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Keep what a phase made."""
+        train_s = self.earlier_s + seconds() - self._started
+        self._partial.keep(name, tensors, {**meta, "train_s": train_s})
+
+    def kept(self, name: str) -> Saved | None:
+        """What was kept of a phase; the seconds up to there count, if later ones don't."""
+        saved = self._partial.kept(name)
+        if saved is not None:
+            self.earlier_s = max(self.earlier_s, float(saved[0].get("train_s", 0.0)))
+        return saved
+
 
 @dataclass
 class CellRun:
@@ -109,6 +121,7 @@ class CellRun:
             parameters=sum(p.numel() for p in algorithm.parameters()),
             train_items=trained.items,
             budget=trained.steps,
+            figures=trained.figures,
         )
         return self.store.publish(
             identity,

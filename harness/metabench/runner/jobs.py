@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from metabench.clock.measure import IN_RUN, TimingPlan, measure
+from metabench.data.folder import using_data_folder
 from metabench.engine.apart import sharing_tasks
 from metabench.engine.chunks import is_out_of_memory
 from metabench.engine.numerics import set_up_process
@@ -98,11 +99,12 @@ def run_job(
     set_up_process(bench.device)
     score: float | None = None
     try:
-        if job.kind == "timing":
-            _time(job, bench, store)
-        else:
-            record = _run(job, bench, store, watch, warnings, capture)
-            score = record.result.validation_score if record else None
+        with using_data_folder(bench.data_folder):
+            if job.kind == "timing":
+                _time(job, bench, store)
+            else:
+                record = _run(job, bench, store, watch, warnings, capture)
+                score = record.result.validation_score if record else None
     except (Exception, SystemExit) as error:
         where = f"{last.phase} {last.step}/{last.total}" if last.total else last.phase
         return JobResult(

@@ -108,7 +108,7 @@ def _combinations(
     backbones = _chosen("backbone", suite.backbones, filters.backbones, _plugin_matches, _label)
     # Before any plugin is imported, so that one that cannot be can be left out.
     algorithms = [a for a in algorithms if not any_match(filters.exclude, [a.name])]
-    backbones = [b for b in backbones if not any_match(filters.exclude, [b.label, b.name])]
+    backbones = [b for b in backbones if not any_match(filters.exclude, b.names)]
     for dataset in datasets:
         for written, protocol in _overridden(protocols, overrides):
             for algorithm in algorithms:
@@ -132,7 +132,7 @@ def _chosen(
 
 
 def _plugin_matches(pattern: str, entry: PluginEntry) -> bool:
-    return any_match([pattern], [entry.label, entry.name])
+    return any_match([pattern], entry.names)
 
 
 def _label(entry: PluginEntry) -> str:
@@ -188,7 +188,7 @@ def _check_patterns(suite: Suite, resolved: Sequence[Resolved], filters: Filters
     for pattern in filters.algorithms:
         if not any(algorithm_matches(pattern, *name.split("/", 1)) for name in variants):
             raise _no_match("algorithm", pattern, variants)
-    backbones = {word for entry in suite.backbones for word in (entry.label, entry.name)}
+    backbones = {word for entry in suite.backbones for word in entry.names}
     words = {word for name in variants for word in (name, *name.split("/", 1))}
     for pattern in filters.exclude:
         if not any_match([pattern], words | backbones):

@@ -44,9 +44,9 @@ class Override(NamedTuple):
         """Whether it is meant for an algorithm; whether that has the key is another question."""
         return self.kind == "algorithm" and algorithm_matches(self.pattern, name, variant)
 
-    def is_for_plugin(self, kind: Kind, name: str, label: str) -> bool:
-        """Whether it is meant for a backbone or data set."""
-        return self.kind == kind and any_match([self.pattern], [name, label])
+    def is_for_plugin(self, kind: Kind, *names: str) -> bool:
+        """Whether it is meant for a backbone or data set of these names, its label among them."""
+        return self.kind == kind and any_match([self.pattern], names)
 
 
 def parse_override(text: str) -> Override:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 from metabench.api.recipe import Hyperparameters, Recipe
 from metabench.episodes.protocol import Protocol, Rotation
 from metabench.errors import UsageError, unknown_name
-from metabench.registry import Registry
+from metabench.registry import ARGUMENT, Entry, Registry
 from metabench.runner.cells import Cell, Choice
 from metabench.runner.checked import checked, shown_settings
 from metabench.runner.overrides import Override
@@ -75,11 +76,32 @@ def load_choice(
     registry: Registry, kind: PluginKind, choice: Choice
 ) -> tuple[type[Any], Hyperparameters]:
     """The class of a cell's plugin, and its hyper-parameters as the class has them typed."""
-    cls = registry.get(kind, choice.name).load()
-    hp: Hyperparameters = checked(
-        cls.hyperparameters, choice.hyperparameters, f"{kind} {choice.name}"
-    )
-    return cls, hp
+    entry = registry.get(kind, choice.name)
+    return entry.load(), settings_of(entry, choice.hyperparameters, f"{kind} {choice.name}")
+
+
+def settings_of(
+    entry: Entry, table: Mapping[str, Any] = MappingProxyType({}), where: str = ""
+) -> Hyperparameters:
+    """The hyper-parameters of a plugin: its defaults, what its name sets, and a table on top.
+
+    Raises:
+        UsageError: an unknown key, or a value that is not allowed.
+    """
+    where = where or f"{entry.kind} {entry.name}"
+    model: type[Hyperparameters] = entry.load().hyperparameters
+    return checked(model, _with_argument(entry, table, where), where)
+
+
+def _with_argument(entry: Entry, table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A table of hyper-parameters, and the one that `NAME:VALUE` sets."""
+    for key, value in entry.settings.items():
+        if table.get(key, value) != value:
+            raise UsageError(
+                f"{where}: {key} is {value!r} by the name {entry.name}, and {table[key]!r} here",
+                f"say it once: name = {entry.plain_name + ARGUMENT + str(table[key])!r}",
+            )
+    return {**entry.settings, **table}
 
 
 def resolve(
@@ -94,7 +116,7 @@ def resolve(
     entry = at.algorithm
     dataset = settle_plugin(suite, registry, "dataset", at.dataset, overrides)
     backbone = settle_plugin(suite, registry, "backbone", at.backbone, overrides)
-    cls = _load(suite, registry, "algorithm", entry.name)
+    cls = _entry(suite, registry, "algorithm", entry.name).load()
     where = f"{suite.source}, {entry.name}"
     table = _merged(layer.hyperparameters for layer in entry.layers(at.written.name))
     default = cls.hyperparameters()
@@ -149,10 +171,11 @@ def settle_plugin(
     overrides: Iterable[Override],
 ) -> Settled:
     """The settings of a backbone or data set."""
-    cls = _load(suite, registry, kind, entry.name)
-    mine = [o for o in overrides if o.is_for_plugin(kind, entry.name, entry.label)]
+    plugin = _entry(suite, registry, kind, entry.name)
+    mine = [o for o in overrides if o.is_for_plugin(kind, *entry.names)]
     where = f"{suite.source}, {entry.label}, hyperparameters"
-    return settle(cls.hyperparameters, entry.hyperparameters, mine, where)
+    table = _with_argument(plugin, entry.hyperparameters, where)
+    return settle(plugin.load().hyperparameters, table, mine, where)
 
 
 def differences(value: BaseModel, other: BaseModel) -> dict[str, Any]:
@@ -161,9 +184,9 @@ def differences(value: BaseModel, other: BaseModel) -> dict[str, Any]:
     return {key: item for key, item in fields.items() if item != others[key]}
 
 
-def _load(suite: Suite, registry: Registry, kind: PluginKind, name: str) -> type[Any]:
+def _entry(suite: Suite, registry: Registry, kind: PluginKind, name: str) -> Entry:
     try:
-        plugin = registry.get(kind, name)
+        return registry.get(kind, name)
     except UsageError as error:
         entries: dict[str, Sequence[AlgorithmEntry | PluginEntry]] = {
             "algorithm": suite.algorithms,
@@ -173,8 +196,6 @@ def _load(suite: Suite, registry: Registry, kind: PluginKind, name: str) -> type
         number = 1 + [entry.name for entry in entries[kind]].index(name)
         where = place(suite.source, kind, number, name)
         raise type(error)(f"{where}: {error.message}", error.hint) from None
-    cls: type[Any] = plugin.load()
-    return cls
 
 
 def _merged(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -182,7 +203,7 @@ def _merged(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _choice(entry: PluginEntry, settled: Settled) -> Choice:
-    return Choice(name=entry.name, label=entry.label, hyperparameters=settled.dump)
+    return Choice(name=entry.plugin, label=entry.label, hyperparameters=settled.dump)
 
 
 def _recipe_table(
@@ -197,7 +218,7 @@ def _recipe_table(
 
 def _on_dataset(suite: Suite, registry: Registry, at: Combination, recipe: Settled) -> Protocol:
     """The protocol with the data set's own class split, and that checked."""
-    cls, protocol = _load(suite, registry, "dataset", at.dataset.name), at.protocol
+    cls, protocol = _entry(suite, registry, "dataset", at.dataset.name).load(), at.protocol
     if protocol.class_split == "default":
         protocol = protocol.model_copy(update={"class_split": cls.class_splits[0]})
     if protocol.class_split not in cls.class_splits:

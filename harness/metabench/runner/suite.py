@@ -28,7 +28,7 @@
     metric = "accuracy"
 
     [[backbone]]                    # one or more
-    name = "conv4"
+    name = "conv4"                  # or "torchvision:resnet18", a name with an argument
     label = "conv4-32"              # default: the name, and what is set here
     hyperparameters = {width = 32, downsample = "stride"}
 
@@ -71,7 +71,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from metabench.api.recipe import Recipe
 from metabench.episodes.protocol import Protocol
 from metabench.errors import UsageError, unknown_name
-from metabench.registry import Registry
+from metabench.registry import ARGUMENT, Registry
 from metabench.runner.checked import check_keys_and_values, checked, shown_settings, unknown_key
 from metabench.runner.patterns import any_match, escaped, protocol_matches
 
@@ -113,6 +113,16 @@ class PluginEntry(_Entry):
     name: Name
     label: Label = ""
     hyperparameters: Settings = {}
+
+    @property
+    def plugin(self) -> str:
+        """The plugin's name: that of `torchvision:resnet18` is torchvision."""
+        return self.name.partition(ARGUMENT)[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it can be called by."""
+        return self.label, self.name, self.plugin
 
 
 class Layer(_Entry):

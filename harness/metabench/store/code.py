@@ -29,7 +29,7 @@ from metabench.store.syntax import Import, syntax_digest, try_read
 CORE = ("episodes", "engine", "api")
 """Packages of metabench that decide numbers; the rest (command line, reports, store) does not."""
 
-OUTSIDE = frozenset({"torch", "torchvision", "numpy", "pydantic"})
+OUTSIDE = frozenset({"torch", "torchvision", "timm", "numpy", "pydantic"})
 """Packages that are not read, as Python's own aren't: their version stands for them."""
 
 WITHOUT_VERSION = frozenset({"torch", "metabench"})

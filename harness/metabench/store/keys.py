@@ -155,7 +155,8 @@ class PhaseIdentity(Identity):
     """A shared training phase: what its artefact may depend on, and nothing else.
 
     Attributes:
-        classes: what the training classes are: class split, image size, rotation, augmentation.
+        classes: what the training classes are: class split, image size, rotation, augmentation;
+            and whether they are known, if not.
         name: the phase's; what it draws hangs on it.
         recipe: what of the phase's own matters to it.
         module: digest of what is trained: layers, their sizes and settings, which the code of a

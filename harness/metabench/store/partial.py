@@ -37,6 +37,8 @@ BEAT_EVERY_S = 5.0
 HEARTBEAT = "heartbeat"
 RELEASED = "released"
 _CHECKPOINT = re.compile(r"[0-9]{8,}-[0-9a-f]{32}\.safetensors")
+_KEPT = "kept-{}-{}.safetensors"
+"""What a phase made: the digests of its name and of the content."""
 
 
 class Partial:
@@ -90,6 +92,43 @@ class Partial:
                     tensors, meta = parse_tensors(data)
                     return meta, tensors
                 self._set_aside(path)
+        return None
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Keep tensors beside the checkpoints, until it is discarded.
+
+        Args:
+            name: by which `kept` finds them.
+            tensors: by name.
+            meta: JSON-like values beside them.
+
+        Raises:
+            StoreError: the disk is full, or the folder can't be written.
+        """
+        from metabench.store.tensors import tensor_bytes
+
+        data = tensor_bytes(tensors, meta)
+        file = _KEPT.format(_digest_of(name), files.bytes_digest(data))
+        with files.storing(self.folder):
+            try:
+                files.replace_bytes(self.folder / file, data, unique_name())
+            except FileNotFoundError:  # taken over while this process slept
+                self.folder = _new_folder(self.folder.parent)
+                files.replace_bytes(self.folder / file, data, unique_name())
+        self.beat(force=True)
+
+    def kept(self, name: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The meta data and tensors of that name, or None where they aren't there whole."""
+        from metabench.store.tensors import parse_tensors
+
+        with files.storing(self.folder):
+            for path in sorted(self.folder.glob(_KEPT.format(_digest_of(name), "*"))):
+                data = path.read_bytes()
+                if path.name == _KEPT.format(_digest_of(name), files.bytes_digest(data)):
+                    tensors, meta = parse_tensors(data)
+                    return meta, tensors
+                log.warning("%s is corrupted and is made anew", path)
+                path.unlink(missing_ok=True)
         return None
 
     def _set_aside(self, path: Path) -> None:
@@ -192,6 +231,11 @@ def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
     found = [path for path in files.entries(folder) if _CHECKPOINT.fullmatch(path.name)]
     return sorted(found, key=_number, reverse=True)
+
+
+def _digest_of(name: str) -> str:
+    """A phase's name as a part of a file's."""
+    return files.bytes_digest(name.encode())
 
 
 def _number(path: Path) -> int:

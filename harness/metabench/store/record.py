@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from metabench.episodes.digest import digest
 from metabench.errors import StoreError
@@ -53,6 +60,8 @@ class Result(_Model):
         parameters: numbers in the model's parameters.
         train_items: items seen in training, repetitions counted, shared phases included.
         budget: meta-steps.
+        figures: what the algorithm measured of itself on meta-validation, by name; it decides
+            nothing, and is left out of the file where there is none.
     """
 
     score: float
@@ -62,6 +71,14 @@ class Result(_Model):
     parameters: Count
     train_items: Count
     budget: Count
+    figures: dict[str, float] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        if not self.figures:
+            fields.pop("figures", None)
+        return fields
 
 
 class PhaseResult(_Model):

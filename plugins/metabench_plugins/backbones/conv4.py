@@ -1,7 +1,8 @@
-"""The four-block convolutional network of the first few-shot papers."""
+"""The four-block convolutional network of the first few-shot papers, and what six blocks share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
@@ -15,15 +16,17 @@ from metabench_plugins.backbones.images import (
     pool_map,
     pooled_dim,
 )
+from metabench_plugins.backbones.weights import WithWeights, load_file
 
-BLOCKS = 4
+HALVINGS = 4
+"""How often an image is halved, by so many blocks at the beginning."""
 Downsample = Literal["max-pool", "stride"]
+Draw = Callable[[Tensor], object]
+"""Fills a weight with random numbers."""
 
 
-class Conv4Hyperparameters(Hyperparameters):
-    width: Annotated[
-        int, Field(ge=1, le=4096, description="channels of each of the four blocks")
-    ] = 64
+class Conv4Hyperparameters(WithWeights):
+    width: Annotated[int, Field(ge=1, le=4096, description="channels of each of the blocks")] = 64
     downsample: Annotated[
         Downsample, Field(description="what halves a map: 2 x 2 max-pooling, or convolving by 2")
     ] = "max-pool"
@@ -33,14 +36,17 @@ class Conv4Hyperparameters(Hyperparameters):
 
 
 class ConvBlock(nn.Module):
-    """3 x 3 convolution, batch norm, ReLU; halves the map."""
+    """3 x 3 convolution, batch norm, ReLU; halves the map, unless `downsample` is None."""
 
-    def __init__(self, channels: int, width: int, downsample: Downsample) -> None:
+    def __init__(
+        self, channels: int, width: int, downsample: Downsample | None, draw: Draw
+    ) -> None:
         super().__init__()
         self.pools = downsample == "max-pool"
-        self.conv = nn.Conv2d(channels, width, 3, stride=1 if self.pools else 2, padding=1)
+        stride = 2 if downsample == "stride" else 1
+        self.conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1)
         self.norm = nn.BatchNorm2d(width)
-        nn.init.xavier_uniform_(self.conv.weight)
+        draw(self.conv.weight)
         assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
 
@@ -74,17 +80,27 @@ class Conv4(Backbone):
     reference = "Vinyals et al. 2016, arXiv:1606.04080"
     summary = "Four blocks of 3x3 convolution, batch norm and ReLU; max-pool or stride."
     hyperparameters: ClassVar[type[Hyperparameters]] = Conv4Hyperparameters
+    depth: ClassVar[int] = 4
+    draw: ClassVar[Draw] = staticmethod(nn.init.xavier_uniform_)
 
     feature_map: tuple[int, int, int]
 
     def __init__(self, item: ItemSpec, hp: Conv4Hyperparameters) -> None:
         super().__init__(item, hp)
-        channels, height, width = image_shape(item, "backbone conv4")
+        taker = f"backbone {self.name}"
+        channels, height, width = image_shape(item, taker)
         self.pooling = hp.pooling
-        self.feature_map = (hp.width, *_map_size(height, width, hp.downsample))
+        self.feature_map = (hp.width, *_map_size(height, width, hp.downsample, taker))
         self.feature_dim = pooled_dim(self.feature_map, hp.pooling)
-        inputs = [channels] + [hp.width] * (BLOCKS - 1)
-        self.blocks = nn.Sequential(*(ConvBlock(c, hp.width, hp.downsample) for c in inputs))
+        inputs = [channels] + [hp.width] * (self.depth - 1)
+        halving = [hp.downsample] * HALVINGS + [None] * (self.depth - HALVINGS)
+        self.blocks = nn.Sequential(
+            *(
+                ConvBlock(c, hp.width, by, type(self).draw)
+                for c, by in zip(inputs, halving, strict=True)
+            )
+        )
+        load_file(self, hp.weights)
 
     def forward_map(self, data: Tensor) -> Tensor:
         """(n, C, H, W) images to (n, width, H', W') maps."""
@@ -96,10 +112,10 @@ class Conv4(Backbone):
         return pool_map(self.forward_map(data), self.pooling)
 
 
-def _map_size(height: int, width: int, downsample: Downsample) -> tuple[int, int]:
+def _map_size(height: int, width: int, downsample: Downsample, taker: str) -> tuple[int, int]:
     """The last map's size: strides round up, so that any image will do; poolings round down."""
     if downsample == "stride":
-        return -(-height // 2**BLOCKS), -(-width // 2**BLOCKS)
+        return -(-height // 2**HALVINGS), -(-width // 2**HALVINGS)
     return halved_by_pooling(
-        height, width, BLOCKS, "backbone conv4 with max-pooling (downsample = 'stride' takes any)"
+        height, width, HALVINGS, f"{taker} with max-pooling (downsample = 'stride' takes any)"
     )

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metabench import Backbone, Field, Hyperparameters, ItemSpec
+from metabench_plugins.backbones.weights import WithWeights, load_file
 
 WEIGHT_STD = 0.01
 
 
-class MLPHyperparameters(Hyperparameters):
+class MLPHyperparameters(WithWeights):
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...],
         Field(min_length=1, description="units of each layer; the last are the features"),
@@ -60,6 +61,7 @@ class MLP(Backbone):
         self.feature_dim = hp.hidden[-1]
         sizes = (self.inputs, *hp.hidden[:-1])
         self.blocks = nn.Sequential(*map(DenseBlock, sizes, hp.hidden))
+        load_file(self, hp.weights)
 
     def forward(self, data: Tensor) -> Tensor:
         """(n, ...) items to (n, D) features."""

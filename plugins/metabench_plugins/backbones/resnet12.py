@@ -16,6 +16,7 @@ from metabench_plugins.backbones.images import (
     pool_map,
     pooled_dim,
 )
+from metabench_plugins.backbones.weights import WithWeights, load_file
 
 BLOCKS = 4
 SLOPE = 0.1
@@ -24,7 +25,7 @@ SLOPE = 0.1
 Channels = Annotated[int, Field(ge=1)]
 
 
-class ResNet12Hyperparameters(Hyperparameters):
+class ResNet12Hyperparameters(WithWeights):
     widths: Annotated[
         tuple[Channels, Channels, Channels, Channels],
         Field(description="channels of the four blocks; the narrower one has 64, 128, 256, 512"),
@@ -101,6 +102,7 @@ class ResNet12(Backbone):
         ]
         inputs = (channels, *hp.widths[:-1])
         self.blocks = nn.Sequential(*map(ResidualBlock, inputs, hp.widths, dropouts))
+        load_file(self, hp.weights)
 
     def forward_map(self, data: Tensor) -> Tensor:
         """(n, C, H, W) images to (n, widths[3], H // 16, W // 16) maps."""

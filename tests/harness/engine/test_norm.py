@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from metabench.engine.norm import BatchNorm, Mode, convert, norm_mode
+from metabench.errors import PluginError
 
 torch.set_num_threads(1)
 
@@ -256,3 +257,12 @@ def test_norm_mode_reaches_nested_layers_and_is_restored_after_an_error() -> Non
     with pytest.raises(KeyError):
         fails_inside()
     assert [layer.mode for layer in layers] == ["stored", "auto", "auto"]
+
+
+def test_a_batch_norm_with_a_forward_of_its_own_is_not_replaced_in_silence() -> None:
+    class Activated(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).relu()
+
+    with pytest.raises(PluginError, match="Activated, a batch norm that computes"):
+        convert(nn.Sequential(nn.Sequential(Activated(3))))

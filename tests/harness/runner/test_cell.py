@@ -91,4 +91,13 @@ def test_the_seconds_of_interrupted_attempts_are_counted(tmp_path) -> None:
         assert second.load() is not None
         second.save(5, tensors, {"phase": 0})
         meta, _ = partial.load()
+        partial.keep("collect", tensors, {"train_s": 300.0})
+        third = TimedCheckpoints(partial)
+        assert third.load() is not None
+        assert third.kept("collect") is not None
+        assert third.earlier_s == 300.0
+        third.keep("later", tensors, {})
+        kept = third.kept("later")
+        assert kept is not None
+        assert 300.0 < kept[0]["train_s"] < 360.0
     assert 100.0 < second.earlier_s < meta["train_s"] < second.earlier_s + 60.0

@@ -14,6 +14,9 @@ SHARED = 'name = "baseline"\nrecipe = {base = "supervised", steps = 40}'
 MAML = """name = "maml"
 hyperparameters = {inner_steps = 1}
 recipe = {meta_batch = 2, schedule = "cosine", optimizer = "sgd", momentum = 0.9}"""
+MAPPING = """name = "task-mapping"
+hyperparameters = {tasks = 16, measured_tasks = 16, width = 8}
+recipe = {steps = 12, batch_size = 8}"""
 REPTILE = 'name = "reptile"\nhyperparameters = {inner_steps = 2, inner_steps_test = 2}'
 
 
@@ -43,10 +46,11 @@ def contents(experiment) -> dict[str, bytes]:
         (MAML, "episodic", 9, 1, "from step 8 of 12"),
         (REPTILE, "episodic", 7, 1, "from step 6 of 12"),
         (SHARED, "pretrain", 30, 1, "from step 29 of 40"),
+        (MAPPING, "learn", 7, 1, "learn phase goes on from step 6 of 12"),
         (REFIT, "episodic", 2, 14, ""),  # in the second training, on both splits
         ("prototypes", "test", 1, 1, "from step 12 of 12"),
     ],
-    ids=["in training", "with momentum", "adam", "shared", "refit", "in the test"],
+    ids=["in training", "with momentum", "adam", "shared", "collected", "refit", "in the test"],
 )
 def test_going_on_gives_the_same_bytes(
     algorithm: str, phase: str, step: int, time: int, goes_on: str, ask, classes, monkeypatch

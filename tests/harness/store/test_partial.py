@@ -104,6 +104,45 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path):
     assert_loads(mine, 9)
 
 
+def test_what_a_phase_made_is_kept_beside_the_checkpoints(tmp_path, caplog):
+    """Through kills and claims, by its name, until it is discarded; what is corrupted is gone."""
+    kill_after(
+        tmp_path,
+        "mine.keep('a/../b', {'w': torch.ones(2)}, {'items': 3})\nmine.save(7, {}, {})\n"
+        "mine.keep('other', {'w': torch.zeros(1)}, {})\nmine.save(8, {}, {})",
+    )
+    mine = claim(tmp_path, KEY)
+    kept, other = mine.kept("a/../b"), mine.kept("other")
+    assert kept is not None
+    assert other is not None
+    assert kept[0] == {"items": 3}
+    assert torch.equal(kept[1]["w"], torch.ones(2))
+    assert torch.equal(other[1]["w"], torch.zeros(1))
+    assert mine.kept("unknown") is None
+    loaded = mine.load()
+    assert loaded is not None
+    assert loaded[0] == {"step": 8}
+    for path in mine.folder.glob("kept-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert mine.kept("other") is None
+    assert "is corrupted and is made anew" in caplog.text
+    mine.keep("other", {"w": torch.ones(1)}, {})
+    again = mine.kept("other")
+    assert again is not None
+    assert torch.equal(again[1]["w"], torch.ones(1))
+    mine.discard()
+    assert not mine.folder.exists()
+
+
+def test_what_is_kept_by_a_sleeper_that_lost_its_folder_is_its_own(tmp_path):
+    first = claim(tmp_path, KEY)
+    age(first.folder, 50 * partial.LIVING_FACTOR)
+    second = claim(tmp_path, KEY, stale_after=1)
+    first.keep("collect", {"w": torch.ones(1)}, {})
+    assert first.kept("collect") is not None
+    assert second.kept("collect") is None
+
+
 def test_what_somebody_works_on_is_left_alone(tmp_path):
     first = claim(tmp_path, KEY)
     save(first, 3)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metabench.errors import unknown_name
-from metabench.registry import Entry, Kind, Registry
+from metabench.registry import ARGUMENT, Entry, Kind, Registry
 from metabench.runner.patterns import any_match
 
 
@@ -58,7 +58,9 @@ class Asked:
 
 def _matching(kind: Kind, patterns: Iterable[str], registry: Registry) -> list[str]:
     entries: dict[str, Entry] = registry.of(kind)
+    named = [p for p in patterns if ARGUMENT in p and registry.find(kind, p) is not None]
     for pattern in patterns:
-        if pattern != "*" and not any(any_match([pattern], [name]) for name in entries):
+        found = pattern in named or any(any_match([pattern], [name]) for name in entries)
+        if pattern != "*" and not found:
             raise unknown_name(kind, pattern, entries)
-    return [name for name in entries if any_match(patterns, [name])]
+    return [*(name for name in entries if any_match(patterns, [name])), *named]

@@ -34,6 +34,7 @@ from metabench.episodes.bank import ClassBank
 from metabench.episodes.protocol import Protocol
 from metabench.episodes.source import EpisodeSource, protocol_key
 from metabench.registry import Registry
+from metabench.runner.resolve import settings_of
 
 IMAGE = ItemSpec("image", (1, 28, 28))
 CLASSES, ITEMS_A_CLASS = 100, 40
@@ -115,12 +116,12 @@ class Subject:
             UsageError: it does not work on this backbone, or not on these items.
         """
         algorithm = self.registry.get("algorithm", self.algorithm).load()
-        backbone = self.registry.get("backbone", self.backbone).load()
+        entry = self.registry.get("backbone", self.backbone)
         return Blueprint(
             algorithm=algorithm,
             algorithm_hp=algorithm.hyperparameters(),
-            backbone=backbone,
-            backbone_hp=backbone.hyperparameters(),
+            backbone=entry.load(),
+            backbone_hp=settings_of(entry),
             recipe=self.recipe,
             protocol=PROTOCOL,
             seed=0,

@@ -233,7 +233,7 @@ def class_labels(subject: AlgorithmSubject) -> None:
 
 
 def _declared(subject: AlgorithmSubject, what: str) -> None:
-    if what not in subject.cls.equivariant_to:
+    if what not in subject.cls.equivariances(subject.hp):
         raise NotApplicableError(f"{what!r} is not in equivariant_to")
 
 

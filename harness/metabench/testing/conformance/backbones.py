@@ -19,6 +19,8 @@ from metabench.engine.norm import convert, norm_mode
 from metabench.engine.numerics import generator_states, same_states, seed_all
 from metabench.engine.verify import TOLERANCE
 from metabench.registry import Entry
+from metabench.runner.checked import shown_settings
+from metabench.runner.resolve import differences
 from metabench.testing.conformance.facts import add_check_of_the_clock, add_checks_of_facts
 from metabench.testing.conformance.finding import Checks, NonconformityError, NotApplicableError
 from metabench.testing.conformance.subject import share_of_range
@@ -102,7 +104,9 @@ def items(subject: BackboneSubject) -> str:
             f"{type(error).__name__}: {error}",
             subject.cls.__init__,
         ) from error
-    return ", ".join("x".join(map(str, item.shape)) for item in subject.items)
+    taken = ", ".join("x".join(map(str, item.shape)) for item in subject.items)
+    with_settings = shown_settings(differences(subject.hp, subject.cls.hyperparameters()))
+    return taken + (f"; {with_settings}" if with_settings else "")
 
 
 @CHECKS.add("features (n, feature_dim), maps (n, *feature_map), finite, for one item and many")

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from metabench.api.algorithm import Equivariance, Output
 from metabench.api.recipe import Hyperparameters
 from metabench.clock.timer import patched
-from metabench.registry import FACTS, Entry
+from metabench.registry import Entry, facts_of
 from metabench.testing.conformance.finding import Checks, NonconformityError
 
 LONGEST_SUMMARY = 120
@@ -45,10 +45,11 @@ def add_check_of_the_clock(checks: Checks) -> None:
 
 def facts(subject: PluginSubject) -> None:
     cls, entry = subject.cls, subject.entry
+    own = facts_of(cls)
     differing = [
-        f"{fact} {getattr(entry, fact)!r} registered, {getattr(cls, fact, '')!r} on the class"
-        for fact in ("name", *FACTS)
-        if getattr(entry, fact) != (getattr(cls, fact, "") or "")
+        f"{fact} {told!r} registered, {own[fact]!r} on the class"
+        for fact, told in facts_of(entry).items()
+        if told != own[fact]
     ]
     if differing:
         raise NonconformityError(

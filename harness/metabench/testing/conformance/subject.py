@@ -90,6 +90,7 @@ class AlgorithmSubject:
         """The algorithm, trained for a few steps."""
         algorithm = self.build(seed=seed)
         data = TrainingData(ItemStore(self.training_bank, IMAGE, CPU), PROTOCOL)
+        data.held_out = lambda: ItemStore(bank("validation"), IMAGE, CPU)
         train(algorithm, self.recipe, data, seed)
         return algorithm.eval()
 

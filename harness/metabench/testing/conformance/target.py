@@ -16,6 +16,7 @@ import metabench.clock.timer  # noqa: F401  before any plugin can replace a cloc
 from metabench.errors import PluginError, UsageError
 from metabench.plugins import load_registry, registry
 from metabench.registry import KINDS, Entry, Kind, Registry, base_of, make_entry
+from metabench.runner.resolve import settings_of
 from metabench.testing.conformance.algorithms import CHECKS as ALGORITHM_CHECKS
 from metabench.testing.conformance.backbones import CHECKS as BACKBONE_CHECKS
 from metabench.testing.conformance.backbones import BackboneSubject
@@ -110,7 +111,7 @@ def _registered(target: str) -> list[Entry]:
     kind, colon, name = target.partition(":")
     if colon and kind in KINDS:
         return [known.get(kind, name)]
-    found = [known.of(kind)[target] for kind in KINDS if target in known.of(kind)]
+    found = [entry for kind in KINDS if (entry := known.find(kind, target)) is not None]
     if len(found) > 1:
         kinds = " or ".join(f"{entry.kind}:{entry.name}" for entry in found)
         raise UsageError(f"{target!r} is the name of {len(found)} things", f"say which: {kinds}")
@@ -220,5 +221,6 @@ def _subject(
     if entry.kind == "dataset":
         return DatasetSubject(entry, loaded, target, folder, scratch)
     if entry.kind == "backbone":
-        return BackboneSubject(entry, loaded, target, loaded.hyperparameters())
+        hp = settings_of(entry, {} if entry.settings else loaded.checked_with)
+        return BackboneSubject(entry, loaded, target, hp)
     return AlgorithmSubject(entry, loaded, target, loaded.hyperparameters())
