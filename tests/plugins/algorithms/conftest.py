@@ -248,3 +248,29 @@ def real_lab(lab: Lab) -> Lab:
     if not lab.real:
         pytest.skip(f"the drawings are not at {DRAWINGS}")
     return lab
+
+
+@pytest.fixture(scope="session")
+def easyfsl_predicts() -> Callable[..., Tensor]:
+    """`easyfsl_predicts(method, support, labels, queries, **settings)` -> (Q, N) scores.
+
+    `method` is a class of `easyfsl.methods` by name. Embeddings support (S, D) and queries (Q, D)
+    are handed to it as they are, its backbone being the identity, and labels (S,) are class ids.
+    Settings go to the class. Each call makes a new one: they keep what they saw.
+    """
+    methods = pytest.importorskip(
+        "easyfsl.methods", reason="easyfsl is not installed", exc_type=ImportError
+    )
+
+    def predicts(
+        method: str, support: Tensor, labels: Tensor, queries: Tensor, **settings: Any
+    ) -> Tensor:
+        classifier = getattr(methods, method)(nn.Identity(), **settings)
+        classifier.eval()
+        with torch.no_grad():
+            # Copies, as some write on what they were given.
+            classifier.process_support_set(support.clone(), labels.clone())
+            scores: Tensor = classifier(queries.clone())
+        return scores.detach()
+
+    return predicts

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metabench.api.context import Context, EpisodeRandom
 from metabench.api.items import EpisodeBatch, tree_map
+from metabench.api.phases import Episodic
 from metabench.api.recipe import Recipe
 from metabench.engine.bases import EmbeddingAlgorithm
 from metabench.engine.modes import using_engine
@@ -25,7 +26,7 @@ NORMS = ("support", "support+1", "running", "batch")
 
 
 def variants() -> list[Any]:
-    """Each algorithm as it comes, and those with the choice under each batch norm."""
+    """Each algorithm as it comes, and those with the choice under each batch norm, or head."""
     registry, found = load_registry(strict=True), []
     for lazy in ALGORITHMS:
         cls = registry.get("algorithm", lazy.name).load()
@@ -38,6 +39,11 @@ def variants() -> list[Any]:
             ]
         else:
             found.append(pytest.param(cls, cls.hyperparameters(), id=lazy.name))
+        if "head" in cls.hyperparameters.model_fields:
+            found += [
+                pytest.param(cls, cls.hyperparameters(head=head), id=f"{lazy.name}-{head}")
+                for head in ("mlp", "cnn", "rnn", "maml")
+            ]
     return found
 
 
@@ -61,10 +67,11 @@ def test_a_training_step_adaptation_and_prediction(lab, engine: str, kind: Any, 
     }
     algorithm = lab.make(kind, hp, recipe=recipe, **backbone).to(META)
     batch: EpisodeBatch = on_meta(lab.batch(2))
-    algorithm.train()
-    loss = algorithm.training_step(batch, context("train"))
-    assert loss.device == META
-    algorithm.eval()
+    if any(isinstance(phase, Episodic) for phase in algorithm.phases(recipe)):
+        algorithm.train()
+        loss = algorithm.training_step(batch, context("train"))
+        assert loss.device == META
+        algorithm.eval()
     support, queries, _, _ = batch
     with torch.no_grad():
         if isinstance(algorithm, EmbeddingAlgorithm):

@@ -35,4 +35,28 @@ ALGORITHMS: tuple[Lazy, ...] = (
         reference="Wang et al. 2019, arXiv:1911.04623",
         summary="SimpleShot: nearest class mean of pre-trained, normalised features.",
     ),
+    Lazy(
+        "baseline++",
+        f"{__name__}.baseline_pp:BaselinePP",
+        family="metric",
+        inference="inductive",
+        reference="Chen et al. 2019, arXiv:1904.04232",
+        summary="Pre-training with a cosine classifier, then another fitted on the support set.",
+    ),
+    Lazy(
+        "feat",
+        f"{__name__}.feat:FEAT",
+        family="metric",
+        inference="inductive",
+        reference="Ye et al. 2020, arXiv:1812.03664",
+        summary="Prototypical networks whose prototypes a transformer adapts to one another.",
+    ),
+    Lazy(
+        "gnn",
+        f"{__name__}.gnn:GNN",
+        family="metric",
+        inference="inductive",
+        reference="Garcia and Bruna 2018, arXiv:1711.04043",
+        summary="A graph of the support set and a query, its edges learned, passes labels on.",
+    ),
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metabench import (
     Context,
     EmbeddingAlgorithm,
+    Equivariance,
     Field,
     Hyperparameters,
     Items,
@@ -39,10 +40,16 @@ class MatchingNetworksHyperparameters(Hyperparameters):
             "none: 10 for cosine, 1 for squared-euclidean",
         ),
     ] = None
+    full_context: Annotated[
+        bool, Field(description="embed items in the context of the support set (FCE)")
+    ] = False
+    processing_steps: Annotated[
+        int, Field(ge=1, le=100, description="K, how often a query reads the support set, with FCE")
+    ] = 5
 
 
 class MatchingNetworks(EmbeddingAlgorithm):
-    """Matching networks, without full-context embeddings.
+    """Matching networks, with and without full-context embeddings.
 
     Oriol Vinyals, Charles Blundell, Timothy Lillicrap, Koray Kavukcuoglu, Daan Wierstra, "Matching
     Networks for One Shot Learning", 2016, https://arxiv.org/abs/1606.04080
@@ -53,9 +60,15 @@ class MatchingNetworks(EmbeddingAlgorithm):
 
     The logits are log probabilities: their softmax is the paper's equation (1).
 
-    Differs: the embeddings f and g are one backbone, without the paper's full-context embeddings
-    (its section 2.1.2: an attention LSTM for f, a bidirectional LSTM for g). The paper's softmax
-    has no scale; over cosines, which lie in [-1, 1], it can hardly become certain, hence 10.
+    With `full_context`, items are embedded in the context of the support set (section 2.1.2 and
+    appendix A): a bidirectional LSTM goes over the support set, and an attention LSTM reads from it
+    in K steps for each query. Who is first in the support set then matters.
+
+    Differs: f and g share one backbone. The paper's softmax has no scale; over cosines, which lie
+    in [-1, 1], it can hardly become certain, hence 10. The paper doesn't say what the attention
+    LSTM starts from: here h_0 is the query's embedding, which is (4) with nothing read yet, and c_0
+    is zero; nor K, for which others take the number of support items. The support set is read in
+    the order in which it comes.
     """
 
     name = "matching-networks"
@@ -68,17 +81,91 @@ class MatchingNetworks(EmbeddingAlgorithm):
 
     hp: MatchingNetworksHyperparameters
 
+    @classmethod
+    def equivariances(cls, hp: Any) -> frozenset[Equivariance]:
+        """Full-context embeddings hang on the order in which the support set is read."""
+        return cls.equivariant_to - {"support-order"} if hp.full_context else cls.equivariant_to
+
+    def build(self) -> None:
+        size, steps = self.backbone.feature_dim, self.hp.processing_steps
+        self.context = FullContext(size, steps) if self.hp.full_context else None
+
     def adapt(self, support: Support, ctx: Context) -> PyTree:
         """The state is the support set: its embeddings (B, S, D), and who is of which class."""
-        return {"embedded": support.items.data, "member": class_membership(support)}
+        embedded, member = support.items.data, class_membership(support)
+        if self.context is not None:
+            embedded = self.context.support(embedded, member.any(-1))
+        return {"embedded": embedded, "member": member}
 
     def predict(self, state: PyTree, queries: Items, ctx: Context) -> Tensor:
+        embedded, member, asked = state["embedded"], state["member"], queries.data
+        if self.context is not None:
+            asked = self.context.queries(asked, embedded, member.any(-1))
         if self.hp.distance == "cosine":
-            similarities = cosine_similarities(queries.data, state["embedded"])
+            similarities = cosine_similarities(asked, embedded)
         else:
-            similarities = -squared_distances(queries.data, state["embedded"])  # (B, Q, S)
+            similarities = -squared_distances(asked, embedded)  # (B, Q, S)
         scale = self.hp.scale or DEFAULT_SCALE[self.hp.distance]
-        return log_class_attention(scale * similarities, state["member"])
+        return log_class_attention(scale * similarities, member)
+
+
+class FullContext(nn.Module):
+    """Full-context embeddings, appendix A; equations are numbered as there.
+
+    Args:
+        size: D, of an embedding, and of all states.
+        steps: K.
+    """
+
+    def __init__(self, size: int, steps: int) -> None:
+        super().__init__()
+        self.forwards = nn.LSTM(size, size, batch_first=True)
+        self.backwards = nn.LSTM(size, size, batch_first=True)
+        # The paper's hidden state is [h, r]. A cell that is given r as an input adds up the same
+        # terms.
+        self.reader = nn.LSTMCell(2 * size, size)
+        self.steps = steps
+
+    def support(self, items: Tensor, real: Tensor) -> Tensor:
+        """g(x_i, S) = h->_i + h<-_i + g'(x_i), section A.2; (B, S, D) to (B, S, D).
+
+        Args:
+            items: g', the embeddings of the support sets.
+            real: (B, S) bool, which items are no padding.
+        """
+        forwards = states_over(self.forwards, items, real)
+        backwards = states_over(self.backwards, items.flip(1), real.flip(1)).flip(1)
+        return forwards + backwards + items
+
+    def queries(self, queries: Tensor, support: Tensor, real: Tensor) -> Tensor:
+        """f(x, S) = attLSTM(f'(x), g(S), K), section A.1, each query by itself.
+
+        Args:
+            queries: (B, Q, D), f'.
+            support: (B, S, D), g.
+            real: (B, S) bool.
+        """
+        hidden, cell = queries, torch.zeros_like(queries).flatten(0, 1)
+        for _ in range(self.steps):
+            alike = (hidden @ support.mT).masked_fill(~real.unsqueeze(1), -torch.inf)
+            read = alike.softmax(-1) @ support  # (6), (5)
+            inputs = torch.cat([queries, read], dim=-1).flatten(0, 1)
+            after, cell = self.reader(inputs, (hidden.flatten(0, 1), cell))  # (3)
+            hidden = after.view_as(queries) + queries  # (4)
+        return hidden
+
+
+def states_over(lstm: nn.LSTM, items: Tensor, real: Tensor) -> Tensor:
+    """(B, S, D) hidden states of an LSTM that reads the real items in their order.
+
+    Args:
+        items: (B, S, D).
+        real: (B, S) bool; what comes out for padding means nothing.
+    """
+    places = (~real).int().argsort(dim=1, stable=True)  # padding last, where nothing follows it
+    places = places.unsqueeze(-1).expand_as(items)
+    states, _ = lstm(items.gather(1, places))
+    return torch.zeros_like(states).scatter(1, places, states)
 
 
 def log_class_attention(similarities: Tensor, member: Tensor) -> Tensor:

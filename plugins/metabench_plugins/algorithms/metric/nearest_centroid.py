@@ -17,6 +17,7 @@ from metabench import (
     Hyperparameters,
     ItemBatch,
     Items,
+    Output,
     Phase,
     PyTree,
     Recipe,
@@ -57,7 +58,7 @@ class NearestCentroid(EmbeddingAlgorithm):
     reference = "Wang et al. 2019, arXiv:1911.04623"
     summary = "SimpleShot: nearest class mean of pre-trained, normalised features."
     equivariant_to = frozenset({"support-order", "class-labels"})
-    output = "scores"
+    output: ClassVar[Output] = "scores"
     hyperparameters: ClassVar[type[Hyperparameters]] = NearestCentroidHyperparameters
     recipe = Recipe(steps=4000, batch_size=64)
 
