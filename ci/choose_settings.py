@@ -1,11 +1,12 @@
-"""Chooses the settings of the fewshot suite on meta-validation: as many trials for each algorithm.
+"""Chooses the settings of the suite fewshot-full on meta-validation, with as many trials for all.
 
-    python ci/choose_settings.py [ALGORITHM...] --out FOLDER > trials.csv
+    python ci/choose_settings.py [ROW...] --out FOLDER > trials.csv
 
-Each algorithm gets the same number of candidates (`CANDIDATES`), each trained once under each
-protocol with a seed that the suite does not use and the budget that the suite then has, scored on
-meta-validation episodes. Meta-test is not looked at: the runs test two episodes, as few as there
-can be, and nothing here reads them. What was chosen from these trials stands in the suite file.
+Each row of `ci/candidates.toml` has the same number of candidates, each trained once under each of
+`PROTOCOLS` with a seed that the suite does not use and the budget that the suite has, which takes
+about as long for all, and scored on meta-validation episodes. Meta-test is not looked at: the runs
+test two episodes, as few as there can be, and nothing here reads them. What was chosen from these
+trials stands in the suite file.
 """
 
 from __future__ import annotations
@@ -13,114 +14,69 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+import tomllib
 from pathlib import Path
 
 import metabench
 
+HERE = Path(__file__).parent
 SEED = 1000
-EPISODES = 400
+EPISODES = 300
+PROTOCOLS = ("5w1s15q", "5w5s15q")
 COMMON = ("protocol.episodes=2", f"*.recipe.validation_episodes={EPISODES}")
-
-Candidate = tuple[str, ...]
-
-CANDIDATES: dict[str, list[Candidate]] = {
-    "maml": [
-        ("inner_lr=0.4", "recipe.lr=3e-3"),
-        ("inner_lr=0.4", "recipe.lr=1e-3"),
-        ("inner_lr=0.1", "recipe.lr=3e-3"),
-        ("inner_lr=1.0", "recipe.lr=3e-3"),
-    ],
-    "fomaml": [
-        ("inner_lr=0.4", "recipe.lr=3e-3"),
-        ("inner_lr=0.4", "recipe.lr=1e-3"),
-        ("inner_lr=0.1", "recipe.lr=3e-3"),
-        ("inner_lr=1.0", "recipe.lr=3e-3"),
-    ],
-    "anil": [
-        ("inner_lr=0.4", "recipe.lr=3e-3"),
-        ("inner_lr=0.4", "recipe.lr=1e-3"),
-        ("inner_lr=0.1", "recipe.lr=3e-3"),
-        ("inner_lr=1.0", "recipe.lr=3e-3"),
-    ],
-    "reptile": [
-        ("inner_lr=1e-2", "recipe.lr=1.0"),
-        ("inner_lr=3e-3", "recipe.lr=1.0"),
-        ("inner_lr=1e-3", "recipe.lr=1.0"),
-        ("inner_lr=1e-2", "recipe.lr=0.5"),
-    ],
-    "protonet": [
-        ("recipe.lr=1e-3",),
-        ("recipe.lr=3e-3",),
-        ("recipe.lr=1e-3", "temperature=4.0"),
-        ("recipe.lr=3e-3", "recipe.schedule=cosine"),
-    ],
-    "matching-networks": [
-        ("recipe.lr=1e-3",),
-        ("recipe.lr=3e-3",),
-        ("recipe.lr=1e-3", "distance=squared-euclidean"),
-        ("recipe.lr=3e-3", "recipe.schedule=cosine"),
-    ],
-    "relation-network": [
-        ("recipe.lr=1e-3",),
-        ("recipe.lr=3e-3", "recipe.schedule=constant"),
-        ("recipe.lr=1e-3", "loss=squared-error"),
-        ("recipe.lr=3e-3", "recipe.schedule=cosine"),
-    ],
-    "baseline": [
-        ("head_lr=0.01",),
-        ("head_lr=0.1",),
-        ("head_lr=1.0",),
-        ("head_lr=0.1", "head_weight_decay=0.01"),
-    ],
-}
-"""`nearest-centroid` has nothing to choose: its three normalisations are three rows."""
+COLUMNS = ("row", "protocol", "settings", "validation", "episodes", "seed", "train_s", "paper")
 
 
 def main() -> None:
-    """Print one row a trial, best first within algorithm and protocol."""
+    """Print one line a trial, best first within row and protocol."""
+    with (HERE / "candidates.toml").open("rb") as file:
+        candidates = tomllib.load(file)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("algorithms", nargs="*", default=list(CANDIDATES))
+    parser.add_argument("rows", nargs="*", default=list(candidates))
     parser.add_argument("--out", type=Path, required=True, help="result folder of the trials")
+    parser.add_argument("--protocol", action="append", choices=PROTOCOLS, help="only these")
     parser.add_argument("--jobs", type=int, default=None)
     options = parser.parse_args()
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["algorithm", "protocol", "settings", "validation", "episodes", "seed"])
-    for algorithm in options.algorithms:
-        rows = [
-            row
-            for candidate in CANDIDATES[algorithm]
-            for row in trial(algorithm, candidate, options.out, options.jobs)
+    writer.writerow(COLUMNS)
+    for row in options.rows:
+        found = [
+            line
+            for settings in candidates[row]["try"]
+            for line in trial(row, settings, options.protocol or PROTOCOLS, options)
         ]
-        rows.sort(key=lambda row: (row[0], row[1], -float(row[3])))
-        writer.writerows(rows)
+        found.sort(key=lambda line: (line[1], -float(line[3])))
+        writer.writerows([*line, candidates[row]["paper"]] for line in found)
         sys.stdout.flush()
 
 
 def trial(
-    algorithm: str, candidate: Candidate, out: Path, jobs: int | None
-) -> list[tuple[str, str, str, str, int, int]]:
-    """Train one candidate under each protocol of the suite."""
+    row: str, settings: str, protocols: list[str], options: argparse.Namespace
+) -> list[tuple[str, str, str, str, int, int, str]]:
+    """Train one candidate under each protocol."""
+    algorithm = row.partition("/")[0]
     experiment = metabench.run(
-        "fewshot",
-        # Of several rows of an algorithm, the first is the default one.
-        algorithms=[f"{algorithm}/" if algorithm in {"maml", "reptile"} else algorithm],
-        backbones=["conv4-32"],
+        "fewshot-full",
+        # Of several rows of an algorithm, one without a variant is the default one.
+        algorithms=[row if "/" in row else f"{row}/"],
+        backbones=["identity" if algorithm == "pca-features" else "conv4-32"],
+        protocols=list(protocols),
         seeds=[SEED],
-        settings=[*COMMON, *(f"{algorithm}.{setting}" for setting in candidate)],
-        out=out,
-        jobs=jobs,
+        settings=[*COMMON, *(f"{algorithm}.{setting}" for setting in settings.split())],
+        out=options.out,
+        jobs=options.jobs,
     )
-    frame = experiment.to_frame()
     return [
         (
-            algorithm,
-            row.protocol,
-            " ".join(candidate),
-            f"{row.validation_score:.4f}",
+            row,
+            line.protocol,
+            settings,
+            f"{line.validation_score:.4f}",
             EPISODES,
             SEED,
+            f"{line.train_s:.1f}",
         )
-        for row in frame.itertuples()
+        for line in experiment.to_frame().itertuples()
     ]
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metabench.api.recipe import Recipe
 from metabench.episodes.protocol import Protocol, Rotation
 from metabench.plugins import load_registry
 from metabench.runner.matrix import Filters, build_matrix
@@ -16,6 +17,15 @@ PROTOCOLS = {
     "fewshot": {
         "5w1s15q": "b317a4739d2e5a4eaf9c4a707d0a658b",
         "5w5s15q": "f866428046bfaf0dd65e5c762972f607",
+    },
+    "fewshot-full": {
+        "2w5s15q": "991a271a8b554435f4c0d03c4d13fe1b",
+        "5w1s15q": "b317a4739d2e5a4eaf9c4a707d0a658b",
+        "5w5s15q": "f866428046bfaf0dd65e5c762972f607",
+    },
+    "fewshot-dirichlet": {
+        "5w1s15q-dirichlet2": "c419ea8dd56bdc89f6af544eca0e433c",
+        "5w5s15q-dirichlet2": "5ba9fb65c972ef617f3ddf5c320386a5",
     },
     "omniglot-quick": {
         "5w1s15q": "3a62baaec9167447d63d4e0ae036ce9a",
@@ -56,8 +66,12 @@ PROTOCOLS = {
     "smoke": {"5w1s5q": "8921b75c9471cc823111b49d32f895b2"},
 }
 SUITES = sorted(PROTOCOLS)
-WHOLE = ["fewshot", "omniglot", "omniglot-quick", "smoke"]
+WHOLE = ["fewshot-full", "smoke"]
 """Suites that have every built-in algorithm."""
+STANDING = ["fewshot", "fewshot-full", "omniglot", "omniglot-quick", "smoke"]
+"""Suites in which algorithms stand on supervised training."""
+CLASSIC = {("maml", "batch-norm-batch"), ("reptile", "batch-norm-batch"), ("maml++", "")}
+"""Variants of optimisation-based algorithms that look at all queries, as published."""
 
 
 @cache
@@ -94,7 +108,7 @@ def test_a_whole_suite_has_every_algorithm_under_every_protocol(name):
     assert pairs == {(p, a) for p in PROTOCOLS[name] for a in algorithms}
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", STANDING)
 def test_what_stands_on_supervised_training_shares_it(name):
     standing = [
         c
@@ -107,16 +121,37 @@ def test_what_stands_on_supervised_training_shares_it(name):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_pixels_are_not_trained_and_all_else_is(name):
+def test_what_is_trained_on_episodes_after_it_shares_it_too(name):
+    [supervised] = {c.recipe for c in cells_of(name) if c.algorithm.name == "baseline"}
+    found = 0
     for cell in cells_of(name):
-        assert (cell.recipe.steps == 0) == (cell.backbone.name == "identity")
+        ratio = cell.algorithm.hyperparameters.get("pretrain_ratio")
+        if ratio is not None:
+            before = Recipe(
+                steps=round(ratio * cell.recipe.steps),
+                batch_size=cell.recipe.batch_size,
+                lr=cell.algorithm.hyperparameters["pretrain_lr"],
+            )
+            assert before.batch_identity == supervised.batch_identity, cell.id
+            found += 1
+    assert found >= 3
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", STANDING)
+def test_nearest_centroid_of_pixels_is_not_trained_and_all_else_is(name):
+    for cell in cells_of(name):
+        pixels = cell.backbone.name == "identity" and cell.algorithm.name == "nearest-centroid"
+        assert (cell.recipe.steps == 0) == pixels
+
+
+@pytest.mark.parametrize("name", STANDING)
 def test_the_classic_variants_are_transductive_and_nothing_else_is(name):
     modes = {(c.algorithm.name, c.variant, c.inference) for c in cells_of(name)}
     transductive = {(a, v) for a, v, mode in modes if mode == "transductive"}
-    assert transductive == {("maml", "batch-norm-batch"), ("reptile", "batch-norm-batch")}
+    family = {a for a, e in registry().algorithms.items() if e.family == "transductive"}
+    expected = {(a, v) for a, v, _ in modes if a in family or (a, v) in CLASSIC}
+    assert transductive == expected
+    assert transductive >= {("maml", "batch-norm-batch")}
 
 
 @pytest.mark.parametrize("name", SUITES)
