@@ -13,6 +13,7 @@ from scipy import stats
 from metabench.plugins import load_registry
 from metabench_plugins import ALGORITHMS
 from metabench_plugins.backbones.conv4 import Conv4, Conv4Hyperparameters
+from metabench_plugins.backbones.identity import Identity
 
 GAIN, P = 0.05, 0.01
 EPISODES = 150
@@ -26,12 +27,14 @@ class Budget(NamedTuple):
         steps: of its recipe.
         recipe: what else of the recipe isn't the algorithm's own.
         settings: hyper-parameters that aren't the algorithm's own.
+        pixels: whether it stands on the images themselves.
         quick: whether CI can wait for it.
     """
 
     steps: int
     recipe: Mapping[str, Any] = NOTHING
     settings: Mapping[str, Any] = NOTHING
+    pixels: bool = False
     quick: bool = False
 
 
@@ -50,7 +53,7 @@ BUDGETS = {
     "metagrad": EPISODIC,
     "adaptive-metagrad": Budget(100),
     "maml++": EPISODIC,
-    "protonet": Budget(120),
+    "protonet": Budget(400),
     "matching-networks": Budget(100),
     "relation-network": Budget(200, {"ways": 5}),
     "nearest-centroid": SUPERVISED,
@@ -65,7 +68,7 @@ BUDGETS = {
     "finetune": SUPERVISED,
     "meta-model": Budget(200),
     "task-mapping": Budget(200),
-    "pca-features": Budget(200, NOTHING, {"head": "mlp"}),
+    "pca-features": Budget(300, NOTHING, {"head": "mlp"}, pixels=True),
     "autoencoder-features": Budget(300),
     "transductive-finetuning": SUPERVISED,
     "bd-cspn": SUPERVISED,
@@ -94,8 +97,8 @@ def test_training_is_worth_something(real_lab: Any, name: str) -> None:
     untrained = lab.make(
         cls,
         cls.hyperparameters(**budget.settings),
-        backbone=Conv4,
-        backbone_hp=Conv4Hyperparameters(width=16, downsample="stride"),
+        backbone=Identity if budget.pixels else Conv4,
+        backbone_hp=None if budget.pixels else Conv4Hyperparameters(width=16, downsample="stride"),
         recipe=recipe,
     )
     trained = copy.deepcopy(untrained)
