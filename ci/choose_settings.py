@@ -2,7 +2,8 @@
 
     python ci/choose_settings.py [ROW...] --out FOLDER > trials.csv
 
-Each row of `ci/candidates.toml` has the same number of candidates, each trained once under each of
+Each row of `ci/candidates.toml` has the same number of candidates (fewer where there are fewer
+choices), each trained once under each of
 `PROTOCOLS` with a seed that the suite does not use and the budget that the suite has, which takes
 about as long for all, and scored on meta-validation episodes. Meta-test is not looked at: the runs
 test two episodes, as few as there can be, and nothing here reads them. What was chosen from these
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--protocol", action="append", choices=PROTOCOLS, help="only these")
     parser.add_argument("--jobs", type=int, default=None)
     options = parser.parse_args()
+    if unknown := sorted(set(options.rows) - set(candidates)):
+        parser.error(f"{', '.join(unknown)}: not in candidates.toml")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in options.rows:

@@ -1,6 +1,8 @@
 """The shipped suites: their protocols are frozen, and every setting in them is possible."""
 
+import tomllib
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -66,6 +68,7 @@ PROTOCOLS = {
     "smoke": {"5w1s5q": "8921b75c9471cc823111b49d32f895b2"},
 }
 SUITES = sorted(PROTOCOLS)
+CI = Path(__file__).parents[2] / "ci"
 WHOLE = ["fewshot-full", "smoke"]
 """Suites that have every built-in algorithm."""
 STANDING = ["fewshot", "fewshot-full", "omniglot", "omniglot-quick", "smoke"]
@@ -151,7 +154,35 @@ def test_the_classic_variants_are_transductive_and_nothing_else_is(name):
     family = {a for a, e in registry().algorithms.items() if e.family == "transductive"}
     expected = {(a, v) for a, v, _ in modes if a in family or (a, v) in CLASSIC}
     assert transductive == expected
-    assert transductive >= {("maml", "batch-norm-batch")}
+
+
+def test_the_suites_over_drawings_share_their_supervised_training():
+    recipes = [
+        {c.recipe for c in cells_of(name) if c.algorithm.name == "baseline"}
+        for name in ("fewshot", "fewshot-full", "fewshot-dirichlet")
+    ]
+    assert recipes[0] == recipes[1] == recipes[2]
+    assert len(recipes[0]) == 1
+
+
+def test_every_candidate_of_settings_is_possible():
+    """Before hours of trials: each makes one cell of fewshot-full under a protocol."""
+    suite = open_suite("fewshot-full", registry())
+    rows = tomllib.loads((CI / "candidates.toml").read_text(encoding="utf-8"))
+    assert {row.partition("/")[0] for row in rows} == {e.name for e in suite.algorithms}
+    for row, of_row in rows.items():
+        name = row.partition("/")[0]
+        assert of_row["paper"]
+        assert 3 <= len(set(of_row["try"])) <= 4, row
+        for settings in of_row["try"]:
+            filters = Filters(
+                algorithms=(row if "/" in row else f"{row}/",),
+                backbones=("identity" if name == "pca-features" else "conv4-32",),
+                protocols=("5w1s15q",),
+                seeds=(1000,),
+                settings=tuple(f"{name}.{setting}" for setting in settings.split()),
+            )
+            assert len(build_matrix(suite, registry(), filters)) == 1, (row, settings)
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -43,6 +43,8 @@ class Backbone(nn.Module, ABC):
             "network" for `torchvision:resnet18`; empty: the name takes no such part.
         checked_with: the hyper-parameters that `metabench check` builds it with, where the default
             ones make a network that it would take minutes to check.
+        last_block: the modules that are its last block, by name, for fine-tuning that moves no
+            more; empty: found by its structure.
         feature_dim: D of the features (n, D) that `forward` returns; set it in `__init__`.
         feature_map: (C, H, W) of what `forward_map` returns, or None where there is no map.
     """
@@ -55,6 +57,7 @@ class Backbone(nn.Module, ABC):
     hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
     argument: ClassVar[str] = ""
     checked_with: ClassVar[Mapping[str, object]] = MappingProxyType({})
+    last_block: ClassVar[tuple[str, ...]] = ()
 
     feature_dim: int
     feature_map: tuple[int, int, int] | None = None

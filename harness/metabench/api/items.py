@@ -17,7 +17,8 @@ class Items(NamedTuple):
     Attributes:
         data: a tensor (B, S, ...) or a pytree of such; images are float, (B, S, C, H, W), values
             in [0, 1] unless the data set states a mean and standard deviation.
-        mask: (B, S) bool, False where the slot is padding; None where all are real.
+        mask: (B, S) bool, False where the slot is padding; None where all are real. What lies in
+            padding is finite, and decides nothing but where moments are taken of a whole batch.
     """
 
     data: PyTree

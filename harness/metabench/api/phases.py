@@ -110,7 +110,8 @@ class Measure:
     """Figures that an algorithm states of itself, on tasks of the meta-validation split.
 
     They stand in the cell's record beside its score, and decide nothing. Left out where there is no
-    meta-validation split, and in a refit, which trains on it.
+    meta-validation split; after a refit they are those of the training before it, which held the
+    split out.
 
     Attributes:
         fn: `fn(batch, ctx)` -> tensors (B,) by name, one value a task, of which the mean is

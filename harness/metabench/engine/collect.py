@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -93,11 +93,37 @@ def collected(
         rng = EpisodeRandom(feed.key, tasks.numbers, data.store.device)
         made = phase.fn(tasks.batch, Context("train", rng, step, total, phase.name))
         parts.append({name: value.detach() for name, value in made.items()})
+        _check_examples(algorithm, phase, parts)
         items += tasks.items
         monitor(Progress(phase.name, step + 1, total))
     # One after the other: all of it twice could be too much.
     names = list(parts[0])
     return {name: torch.cat([part.pop(name) for part in parts]) for name in names}, items
+
+
+def _check_examples(algorithm: Algorithm, phase: Collect, parts: Sequence[Examples]) -> None:
+    """Raise PluginError unless the last part has the names of the first, and one n in all."""
+    first, last = parts[0], parts[-1]
+    sizes = {len(value) if value.dim() else 0 for value in last.values()}
+    if len(sizes) != 1 or 0 in sizes or last.keys() != first.keys():
+        shapes = {name: tuple(value.shape) for name, value in last.items()}
+        raise PluginError(
+            f"{algorithm.name}: {phase.name!r} made {shapes or 'nothing'} of some tasks",
+            "return tensors (n, ...) of the same names in each call, n the same in all of one",
+        )
+
+
+def _check_figures(
+    algorithm: Algorithm, phase: Measure, figures: Mapping[str, Tensor], tasks: int
+) -> None:
+    """Raise PluginError unless there is one value a task under each name."""
+    for name, values in figures.items():
+        if values.shape != (tasks,):
+            raise PluginError(
+                f"{algorithm.name}: {phase.name!r} measured {name} as {tuple(values.shape)}, not "
+                f"as one value for each of {tasks} tasks",
+                "return tensors (B,)",
+            )
 
 
 def measure(
@@ -112,7 +138,7 @@ def measure(
 
     Raises:
         NotANumberError: one of them is not finite.
-        PluginError: measuring changed the weights.
+        PluginError: measuring changed the weights, or returned anything but one value a task.
     """
     total = phase.recipe.steps
     if data.held_out is None or not total:
@@ -127,6 +153,9 @@ def measure(
         tasks = feed.tasks(step)
         rng = EpisodeRandom(feed.key, tasks.numbers, data.store.device)
         figures = phase.fn(tasks.batch, Context("validation", rng, step, total, phase.name))
+        _check_figures(algorithm, phase, figures, len(tasks.numbers))
+        if step and figures.keys() != sums.keys():
+            raise PluginError(f"{algorithm.name}: {phase.name!r} measured other names in each call")
         for name, values in figures.items():
             sums[name] = sums.get(name, 0.0) + float(values.detach().double().sum())
         count += len(tasks.numbers)
@@ -137,5 +166,7 @@ def measure(
     for name, value in sums.items():
         if not math.isfinite(value):
             raise NotANumberError(f"{algorithm.name}: {name} is {value / count}")
+        if name in result.figures:
+            raise PluginError(f"{algorithm.name} measures {name} in two phases")
         result.figures[name] = value / count
         log.info("%s: %s %.4f", phase.name, name, value / count)

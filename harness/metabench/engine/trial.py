@@ -179,7 +179,8 @@ class Trial:
     ) -> tuple[Algorithm, TrainingResult]:
         """`held_out`: whether the meta-validation split is, if there is one."""
         algorithm = self.build(bank)
-        validate = self._validate(algorithm, attempt.tick)
+        # A refit trains on that split: nothing may look there for what to keep.
+        validate = self._validate(algorithm, attempt.tick) if held_out else None
         data = TrainingData(self._store(bank), self.protocol, validate)
         if held_out and "validation" in self.banks:
             data.held_out = lambda: self.items("validation")

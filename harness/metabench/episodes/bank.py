@@ -147,7 +147,8 @@ class ClassBank:
             raise ProtocolError(
                 f"{shape.shots} shots + {shape.most_queries} queries = {need} items a class asked "
                 f"for, but class {self.names[smallest]!r} of the {self.split} split has {have}",
-                "ask for fewer shots or queries",
+                "ask for fewer shots or queries"
+                + ("" if shape.dirichlet is None else ": one class may get them all (dirichlet)"),
             )
 
 

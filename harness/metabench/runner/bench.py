@@ -98,8 +98,8 @@ class Workbench:
         """
         try:
             self._check_served(cell)
-        except ProtocolError as error:
-            raise ProtocolError(f"{cell.id}: {error.message}", error.hint) from None
+        except MetabenchError as error:
+            raise type(error)(f"{cell.id}: {error.message}", error.hint) from None
 
     def _check_served(self, cell: Cell) -> None:
         banks = self.banks(cell)

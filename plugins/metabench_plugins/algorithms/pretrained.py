@@ -18,9 +18,18 @@ class PretrainedHyperparameters(Hyperparameters):
     ] = 1e-3
 
 
+def has_weights(backbone: Backbone) -> bool:
+    """Whether there is anything to train."""
+    return any(parameter.requires_grad for parameter in backbone.parameters())
+
+
 def pretrained(backbone: Backbone, problem: Problem, recipe: Recipe) -> list[Phase]:
-    """The shared supervised phase; none over a backbone without weights, such as `identity`."""
-    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+    """The shared supervised phase.
+
+    None where the recipe has no steps (the backbone brings its weights), or over a backbone without
+    any, such as `identity`.
+    """
+    if not recipe.steps or not has_weights(backbone):
         return []
     return [pretraining(backbone, problem, recipe)]
 
@@ -34,4 +43,4 @@ def pretrained_before(
     """
     steps = round(hp.pretrain_ratio * recipe.steps)
     supervised = Recipe(steps=steps, batch_size=recipe.batch_size, lr=hp.pretrain_lr)
-    return pretrained(backbone, problem, supervised) if steps else []
+    return pretrained(backbone, problem, supervised)

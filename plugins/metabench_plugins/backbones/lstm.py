@@ -38,6 +38,7 @@ class LSTM(Backbone):
     reference = "Hochreiter and Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735"
     summary = "An LSTM that reads the rows of an image as a sequence."
     hyperparameters: ClassVar[type[Hyperparameters]] = LSTMHyperparameters
+    last_block = ("of_input", "of_state")  # one layer
 
     def __init__(self, item: ItemSpec, hp: LSTMHyperparameters) -> None:
         super().__init__(item, hp)

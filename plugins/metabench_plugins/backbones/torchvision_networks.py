@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self
 
@@ -13,7 +16,7 @@ from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.mnasnet import MNASNet
 from torchvision.ops import StochasticDepth
 
-from metabench import DataMissingError, Field, Hyperparameters
+from metabench import DataCorruptError, DataMissingError, Field, Hyperparameters
 from metabench_plugins.backbones.foreign import (
     ChannelNorm,
     ForeignHyperparameters,
@@ -117,6 +120,7 @@ class Torchvision(ForeignNetwork):
         self.expects = (tuple(preset.mean), tuple(preset.std))
         if torch.get_default_device().type == "meta":  # a look at shapes
             return _get(hp.network, more)
+        _check_cached(weights.url)
         try:
             return _get(hp.network, {**more, "weights": weights, "progress": False})
         except OSError as error:
@@ -189,3 +193,20 @@ def _head(network: nn.Module) -> str:
 
 def _has(network: nn.Module, name: str) -> bool:
     return any(name == there for there, _ in network.named_modules())
+
+
+def _check_cached(url: str) -> None:
+    """Raise DataCorruptError where torch hub's cache has another content under that name.
+
+    torchvision compares a file with the hash in its name only as it downloads it.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    expected = re.search(r"-([0-9a-f]{8,64})\.", file.name)
+    if expected is None or not file.is_file():
+        return
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if not found.startswith(expected[1]):
+        raise DataCorruptError(
+            f"the weights {file} are not what their name says: their SHA-256 begins {found[:8]}",
+            "remove that file, and get it anew",
+        )

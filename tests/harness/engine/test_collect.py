@@ -317,6 +317,11 @@ def spoil(algorithm: Any, batch: EpisodeBatch, ctx: Context) -> Mapping[str, Ten
             NotANumberError,
             "ratio is nan",
         ),
+        (
+            lambda self, batch, ctx: {"share": torch.ones(())},
+            PluginError,
+            r"share as \(\), not as one",
+        ),
     ],
 )
 def test_measuring_changes_nothing_and_gives_numbers(world, fn: Any, error: Any, said: str) -> None:
@@ -325,6 +330,49 @@ def test_measuring_changes_nothing_and_gives_numbers(world, fn: Any, error: Any,
     data.held_out = lambda: world.store("validation")
     with pytest.raises(error, match=said):
         train(world.make(measuring(world, fn)), recipe, data, 0)
+
+
+def test_figures_of_two_phases_do_not_hide_each_other(world) -> None:
+    def twice(name: str) -> Measure:
+        return Measure(lambda batch, ctx: {"share": torch.ones(2)}, recipe, name=name)
+
+    recipe = Recipe(steps=1, meta_batch=2)
+    data = world.data(recipe)
+    data.held_out = lambda: world.store("validation")
+    kind = regression(world, also=[twice("one"), twice("two")])
+    with pytest.raises(PluginError, match="measures share in two phases"):
+        train(world.make(kind, LEARNING), LEARNING, data, 0)
+
+
+@pytest.mark.parametrize(
+    "made", [{}, {"a": torch.ones(2), "b": torch.ones(3)}, {"a": torch.ones(())}]
+)
+def test_what_cannot_be_learnt_from_is_refused_where_it_is_made(world, made: Any) -> None:
+    kind = regression(world)
+    kind.pairs = lambda self, batch, ctx: made
+    with pytest.raises(PluginError, match="'collect' made"):
+        train(world.make(kind, LEARNING), LEARNING, world.data(LEARNING), 0)
+
+
+def test_a_refit_looks_at_no_validation_split(world) -> None:
+    """It trains on it: also a phase with a recipe of its own may select by nothing there."""
+    recipe = Recipe(steps=2, validate_every=1, validation_episodes=5, refit=True)
+
+    class Selects(world.Nearest):
+        name = "selects"
+
+        def phases(self, given: Recipe) -> Sequence[Phase]:
+            own = recipe.model_copy(update={"refit": False})
+            return [Episodic(own, name="first"), Episodic(given)]
+
+    looked: list[bool] = []
+
+    def attempts(bank: ClassBank, refit: bool) -> Any:
+        return nullcontext(Attempt(tick=lambda *_: looked.append(refit)))
+
+    world.trial(recipe, Selects).train(attempts)
+    assert looked
+    assert not any(looked)
 
 
 def test_a_refit_keeps_the_figures_of_what_held_the_split_out(world) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from urllib.error import URLError
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchvision import models
 
-from metabench import DataMissingError, ItemSpec
+from metabench import DataCorruptError, DataMissingError, ItemSpec
 from metabench_plugins.backbones.torchvision_networks import (
     Torchvision,
     TorchvisionHyperparameters,
@@ -176,11 +177,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
-def test_its_own_weights_are_loaded_and_given_what_they_expect(hub: Path) -> None:
+def test_its_own_weights_are_loaded_and_given_what_they_expect(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     other = published("shufflenet_v2_x0_5").eval()
-    url = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.url
-    torch.save(other.state_dict(), hub / url.rpartition("/")[2])
+    torch.save(other.state_dict(), hub / "new.pth")
+    digest = hashlib.sha256((hub / "new.pth").read_bytes()).hexdigest()[:8]
+    (hub / "new.pth").rename(hub / f"shuffle-{digest}.pth")
+    of_library = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.value
+    monkeypatch.setattr(of_library, "url", f"https://example.org/shuffle-{digest}.pth")
     item = ItemSpec("image", (1, 32, 32), mean=(0.2,), std=(0.5,))  # as the engine hands it over
     hp = TorchvisionHyperparameters(network="shufflenet_v2_x0_5", weights="IMAGENET1K_V1")
     ours = Torchvision(item, hp).eval()
@@ -191,6 +197,13 @@ def test_its_own_weights_are_loaded_and_given_what_they_expect(hub: Path) -> Non
     torch.testing.assert_close(ours((data - 0.2) / 0.5), other((data - mean) / deviation))
     plain = Torchvision(item, hp.model_copy(update={"normalise": "none"})).eval()
     torch.testing.assert_close(plain(data), other(data.repeat(1, 3, 1, 1)))
+
+
+def test_another_content_in_the_cache_is_refused_before_it_is_read(hub: Path) -> None:
+    name = models.ResNet18_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    (hub / name).write_bytes(b"a pickle of somebody's")
+    with pytest.raises(DataCorruptError, match=rf"{name} are not what their name says"):
+        backbone("resnet18", 3, 32, 32, weights="IMAGENET1K_V1")
 
 
 def test_weights_that_cannot_be_downloaded(hub: Path) -> None:

@@ -16,9 +16,10 @@ class LinearHead(EmbeddingAlgorithm):
     """A linear classifier of a backbone's features, the solution of a convex problem on each task.
 
     With the support features X (S x D), the weights of all of these heads are X^T a: what is solved
-    for are coefficients a (S x N) of the items, by their Gram matrix X X^T alone. There are far
-    fewer items than dimensions. All of it is computed in float64, whatever the network's precision:
-    it costs next to nothing beside the network, and Gram matrices lose half of the digits.
+    for are coefficients a (S x N) of the items, by their Gram matrix X X^T alone. There are usually
+    far fewer items than dimensions. All of it is computed in float64, whatever the network's
+    precision: it costs next to nothing beside the network, and Gram matrices lose half of the
+    digits.
     """
 
     equivariant_to = frozenset({"support-order", "class-labels"})

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from metabench import Field, Hyperparameters, Recipe
 from metabench_plugins.algorithms.closed_form.linear_head import LinearHead, ridge_coefficients
 
+SURE = 500.0
+"""Scores beyond count as this in mu: a step may go far too far, and exp would overflow."""
+
 
 class LRD2Hyperparameters(Hyperparameters):
     penalty: Annotated[
@@ -67,9 +70,10 @@ class LRD2(LinearHead):
         coefficients = torch.zeros_like(sign)  # w = X^T coefficients
         for _ in range(self.hp.newton_steps):
             scores = gram @ coefficients  # X w
-            root = (scores.sigmoid() * (-scores).sigmoid()).sqrt()  # r
+            bounded = scores.clamp(-SURE, SURE)
+            root = (bounded.sigmoid() * (-bounded).sigmoid()).sqrt()  # r
             # (y - mu) / r, with y - mu = sign sigmoid(-sign X w).
-            error = sign * (-sign * scores / 2).exp()
+            error = sign * (-sign * bounded / 2).exp()
             weighted = root * gram * root.mT
             found = ridge_coefficients(weighted, root * scores + error, penalty)
             coefficients = root * found  # (2)

@@ -23,7 +23,7 @@ class MetaOptNetSVMHyperparameters(Hyperparameters):
     ] = 1.0
     solver_steps: Annotated[
         int, Field(ge=1, le=100, description="steps of the interior-point method")
-    ] = 20
+    ] = 30
 
 
 class MetaOptNetSVM(LinearHead):
@@ -45,9 +45,9 @@ class MetaOptNetSVM(LinearHead):
     function theorem, and the scale gamma. The ridge of 1 is that of the authors' code; the
     paper's own dual is (2) with none.
 
-    Differs: (2) is solved to the last digits and differentiated on the bounds that hold in the
-    optimum, where the authors stop their interior-point method at 15 steps, mostly in float32, and
-    differentiate there; `solver_steps` only have to tell which bounds hold. The authors train with
+    Differs: (2) is solved until it is known which bounds hold (`solver_steps`), then exactly, and
+    differentiated there, where the authors stop their interior-point method at 15 steps, mostly in
+    float32, and differentiate what they have. The authors train with
     more shots (15) than they test with, on 8 episodes a step, with smoothed labels, SGD and
     augmented images; here the recipe says.
     """

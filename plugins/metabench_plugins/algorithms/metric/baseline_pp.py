@@ -23,6 +23,7 @@ from metabench import (
     supervised_loss,
 )
 from metabench_plugins.algorithms.classes import class_membership, cosine_similarities
+from metabench_plugins.algorithms.pretrained import has_weights
 
 PRETRAINING_SCALE = 10.0
 """Of the cosines over the training classes; no hyper-parameter may reach a shared phase."""
@@ -89,7 +90,7 @@ class BaselinePP(EmbeddingAlgorithm):
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         """The training stage; shared with all that start from a cosine classifier."""
-        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+        if not has_weights(self.backbone):
             return []
         module = CosineClassifier(self.backbone, self.problem.train_classes)
         return [Batches(recipe, module, supervised_loss, shared=True, name="cosine-pretrain")]

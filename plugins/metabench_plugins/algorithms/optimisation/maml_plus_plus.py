@@ -95,7 +95,8 @@ class MAMLPlusPlus(GradientAlgorithm):
     step, but no forward pass ever reads them. So here they are gathered where they are used, with
     `batch_norm = "running"`: from support sets, and the last step's from queries too; in the test
     the support set at step t, and the queries by the last step, are normalised by them. That,
-    `"support"` and `"support+1"` are inductive.
+    `"support"` and `"support+1"` are inductive. By default, then, a step has scales and shifts
+    of its own, and no moments of its own that anybody reads.
 
     What differs:
     - The paper's (2) has a term for t = 0, before any step; the authors' code, as this, has none.

@@ -32,8 +32,8 @@ class MetaSGD(GradientAlgorithm):
         min over theta and alpha of the sum over tasks i of L(phi_i; queries_i)    (2)
 
     What differs:
-    - alpha starts at one value for all weights, `inner_lr`, here MAML's; Algorithm 1 leaves that
-      open, and widely used implementations start at .001.
+    - alpha starts at one value for all weights, `inner_lr`, here MAML's .4 of a mean loss; the
+      paper's Algorithm 1 leaves open where, and its experiments start far lower.
     - With more than one inner step the same alpha serves all of them.
     - As in MAML: the loss is a mean, and batch norm takes the support set's moments.
     """

@@ -50,7 +50,7 @@ class ProtoMAML(GradientAlgorithm):
     - The paper takes the inner gradients as constants (fo-Proto-MAML), to fit its images into
       memory; here is the second order. Both let the gradient go through (2).
     - The authors' code adapts neither scale nor shift of batch norm; here both are adapted. Its
-      published settings begin with a pre-trained ResNet and 6 steps of .0054; (3) is not in doubt.
+      published settings begin with a pre-trained ResNet and 6 steps of .0054.
     - As in MAML: the loss is a mean; batch norm by the support set's moments, the authors' default.
     """
 

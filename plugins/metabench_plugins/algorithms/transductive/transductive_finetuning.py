@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from metabench import (
     Field,
     GradientAlgorithm,
     GradientHyperparameters,
+    Inference,
     Items,
     Phase,
     PyTree,
@@ -96,6 +97,12 @@ class TransductiveFinetuning(GradientAlgorithm):
     order = 1
 
     hp: TransductiveFinetuningHyperparameters
+
+    @classmethod
+    def inference_mode(cls, hp: Any) -> Inference:
+        """Without the queries' entropy, and but for batch norm, a query knows of no other."""
+        looks = hp.entropy_weight > 0 or hp.batch_norm == "batch"
+        return "transductive" if looks else "inductive"
 
     def build(self) -> None:
         if self.hp.representation == "logits":

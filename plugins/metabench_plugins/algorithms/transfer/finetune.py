@@ -15,6 +15,7 @@ from metabench import (
     Context,
     Field,
     GradientAlgorithm,
+    Hyperparameters,
     Phase,
     PyTree,
     Recipe,
@@ -43,7 +44,6 @@ from metabench_plugins.algorithms.transfer.optimisers import (
 )
 from metabench_plugins.algorithms.transfer.policies import Policy, moving
 from metabench_plugins.algorithms.transfer.stopping import BEST, best, held_out, nothing_tried
-from metabench_plugins.backbones.weights import WithWeights, load_file
 
 Tensors = dict[str, Tensor]
 HEAD = ("head.weight", "head.bias")
@@ -53,7 +53,7 @@ SHOTS_TO_STOP_BY = 5
 """From so many shots up an item of each class can be spared."""
 
 
-class FineTuneHyperparameters(WithWeights):
+class FineTuneHyperparameters(Hyperparameters):
     policy: Annotated[
         Policy,
         Field(
@@ -102,8 +102,8 @@ class FineTuneHyperparameters(WithWeights):
 class FineTune(GradientAlgorithm):
     """Fine-tuning of pre-trained weights on the support set, by one of five policies.
 
-    The backbone is trained to classify all training classes, without episodes, or its weights are
-    loaded (`weights`; a backbone that brings its own is left as it is by a recipe of 0 steps). On
+    The backbone is trained to classify all training classes, without episodes, or brings
+    weights of its own (its `weights`, and a recipe of 0 steps). On
     each task a new linear head, and with it what the policy names, descends the cross-entropy of
     the support set. No paper is followed as a whole; it is the practice of
         - `full`, `head`: Chen et al., "A Closer Look at Few-shot Classification", 2019,
@@ -158,12 +158,10 @@ class FineTune(GradientAlgorithm):
         self.register_buffer(KEPT, torch.ones(()), persistent=False)
         self.stops_early = self.hp.early_stopping and self.problem.shots >= SHOTS_TO_STOP_BY
         self.steps = max(self.hp.steps) if self.stops_early else self.hp.steps[0]
-        load_file(self.backbone, self.hp.weights)
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
-        """Shared pre-training, unless weights are given; then the number of steps."""
-        given = self.hp.weights is not None
-        phases = [] if given else pretrained(self.backbone, self.problem, recipe)
+        """Shared pre-training; then the number of steps."""
+        phases = pretrained(self.backbone, self.problem, recipe)
         if not self.stops_early and len(self.hp.steps) > 1:
             candidates, episodes = len(self.hp.steps), recipe.validation_episodes
             phases.append(Choose(self.choose_steps, candidates, episodes, name="steps"))

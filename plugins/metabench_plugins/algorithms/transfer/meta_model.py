@@ -20,6 +20,7 @@ from metabench import (
     Recipe,
     UsageError,
 )
+from metabench_plugins.algorithms.pretrained import has_weights
 from metabench_plugins.algorithms.transfer.baseline import Baseline, BaselineHyperparameters
 
 
@@ -102,7 +103,7 @@ class MetaModel(Baseline):
 
     def phases(self, recipe: Recipe) -> Sequence[Phase]:
         """The meta-training; none over a backbone without weights."""
-        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+        if not has_weights(self.backbone):
             return []
         order = torch.rand(self.hp.tasks, self.problem.train_classes).argsort(1)
         module = TaskClassifiers(self.backbone, order[:, : self.problem.train_ways].contiguous())

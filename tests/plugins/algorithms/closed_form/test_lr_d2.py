@@ -69,3 +69,18 @@ def test_saturated_scores_divide_by_nothing(task: Any, logits: Callable[..., Ten
     real = task((3, 3, 3), size=20)
     real.features *= 1e4
     assert logits(LRD2, real, penalty=1e-3, newton_steps=40).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("length", "penalty", "seeds"), [(100.0, 0.1, range(130, 230)), (1000.0, 10.0, range(50, 100))]
+)
+def test_classes_that_overlap_leave_nothing_infinite(
+    task: Any, logits: Callable[..., Tensor], length: float, penalty: float, seeds: range
+) -> None:
+    """Newton's steps overshoot by thousands where no plane parts the classes: here and there."""
+    real = task((5, 5, 5, 5, 5), size=8)
+    real.labels, shape = np.sort(real.labels), real.features.shape
+    for seed in seeds:
+        drawn = np.random.default_rng(seed).standard_normal((1, *shape))[0]
+        real.features = length * drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+        assert logits(LRD2, real, penalty=penalty, newton_steps=30).isfinite().all(), seed

@@ -23,12 +23,13 @@ from metabench_plugins.algorithms.transfer.finetune import (
     FineTuneHyperparameters,
 )
 from metabench_plugins.algorithms.transfer.low_rank import DOWN, UP, merged
-from metabench_plugins.algorithms.transfer.policies import last_block
+from metabench_plugins.algorithms.transfer.policies import last_block, moving
 from metabench_plugins.algorithms.transfer.stopping import held_out
 from metabench_plugins.backbones.conv4 import Conv4, Conv4Hyperparameters
 from metabench_plugins.backbones.identity import Identity
-from metabench_plugins.backbones.mlp import MLP, MLPHyperparameters
-from metabench_plugins.backbones.resnet12 import ResNet12, ResNet12Hyperparameters
+from metabench_plugins.backbones.lstm import LSTM
+from metabench_plugins.backbones.mlp import MLP
+from metabench_plugins.backbones.resnet12 import ResNet12
 
 Lab = Any
 IMAGE = ItemSpec("image", (1, 28, 28))
@@ -82,7 +83,7 @@ class Reference:
         ("full", lambda name: True),
         ("head", lambda name: False),
         ("bias", lambda name: name.endswith("bias")),
-        ("last-block", lambda name: name.startswith("0.net.4")),
+        ("last-block", lambda name: name.startswith(("0.net.3", "0.net.4"))),
     ],
 )
 @pytest.mark.parametrize(
@@ -177,28 +178,47 @@ def test_the_state_holds_what_the_policy_names(lab: Lab, policy: str) -> None:
 @pytest.mark.parametrize(
     ("backbone", "hp", "expected"),
     [
-        (Conv4, Conv4Hyperparameters(), "blocks.3"),
-        (ResNet12, ResNet12Hyperparameters(widths=(2, 2, 2, 2)), "blocks.3"),
-        (MLP, MLPHyperparameters(hidden=(8, 4)), "blocks.1"),
-        (MLP, MLPHyperparameters(hidden=(8,)), "blocks.0"),
-        (Identity, Identity.hyperparameters(), ""),
+        (Conv4, {}, {"blocks.3.conv", "blocks.3.norm"}),
+        (ResNet12, {"widths": (2, 2, 2, 2)}, {"blocks.3"}),
+        (MLP, {"hidden": (8, 4)}, {"blocks.1."}),
+        (Identity, {}, set()),
+        (LSTM, {}, {"of_input", "of_state"}),
     ],
 )
-def test_the_last_block_is_found(backbone: Any, hp: Any, expected: str) -> None:
-    assert last_block(backbone(IMAGE, hp)) == expected
+def test_the_last_block_is_found(backbone: Any, hp: Any, expected: set[str]) -> None:
+    built = backbone(IMAGE, backbone.hyperparameters(**hp))
+    names = {n for n, _ in built.named_parameters()}
+    assert set(moving(built, "last-block")) == {n for n in names if n.startswith(tuple(expected))}
 
 
-def test_the_last_block_of_a_wrapped_network_is_its_last_block() -> None:
-    torchvision = pytest.importorskip("torchvision")
-    network = torchvision.models.resnet18()
-    network.fc = nn.Identity()
+@pytest.mark.parametrize(
+    ("network", "block", "norms"),
+    [
+        ("resnet18", "layer4.1", ()),
+        ("densenet121", "features.denseblock4.denselayer16", ("features.norm5",)),
+        ("mobilenet_v2", "features.18.0", ("features.18.1",)),
+        ("efficientnet_b0", "features.8.0", ("features.8.1",)),
+        ("vgg11_bn", "features.25", ("features.26",)),
+        ("swin_t", "features.7.1", ("norm",)),
+        ("vit_b_32", "encoder.layers.encoder_layer_11", ("encoder.ln",)),
+    ],
+)
+def test_the_last_block_of_a_wrapped_network_is_its_last_block(
+    network: str, block: str, norms: tuple[str, ...]
+) -> None:
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        built = models.get_model(network)
+    for head in ("fc", "classifier", "head", "heads"):
+        if hasattr(built, head):
+            setattr(built, head, nn.Identity())
 
     class Wrapped(Identity):
         def __init__(self) -> None:
             super().__init__(IMAGE, Identity.hyperparameters())
-            self.network = network
+            self.network = built
 
-    assert last_block(Wrapped()) == "network.layer4.1"
+    assert last_block(Wrapped()) == [f"network.{name}" for name in (block, *norms)]
 
 
 # Low-rank adapters.
@@ -275,35 +295,23 @@ def test_the_number_of_steps_that_does_best_on_validation_is_taken(lab: Lab) -> 
     assert algorithm.steps == 1
 
 
-@pytest.fixture
-def saved(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
-    """A file of weights of SmoothConv in a data folder of its own, and the weights."""
-    tensors = {
-        n: torch.randn_like(v)
-        for n, v in lab.SmoothConv(IMAGE, None).state_dict().items()
-        if v.is_floating_point()
-    }
+def test_a_backbone_that_brings_its_weights_is_left_as_it_is(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a recipe of no steps: then nothing is trained but what the support set says."""
+    like = Conv4Hyperparameters(width=4, downsample="stride")
+    drawn = Conv4(IMAGE, like).state_dict()
+    tensors = {n: torch.randn_like(v) for n, v in drawn.items() if v.is_floating_point()}
     content = save(tensors)
-    name = f"smooth-{hashlib.sha256(content).hexdigest()[:8]}.safetensors"
+    name = f"conv4-{hashlib.sha256(content).hexdigest()[:8]}.safetensors"
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / name).write_bytes(content)
     monkeypatch.setenv("METABENCH_DATA", str(tmp_path))
-    return name, tensors
-
-
-def test_given_weights_are_loaded_and_nothing_is_trained(lab: Lab, saved: Any) -> None:
-    name, tensors = saved
-    algorithm: FineTune = lab.make(
-        FineTune, FineTuneHyperparameters(weights=name), backbone=lab.SmoothConv
-    )
-    assert [type(phase) for phase in algorithm.phases(Recipe())] == [Choose]
+    hp = like.model_copy(update={"weights": name})
+    algorithm = lab.make(FineTune, FineTuneHyperparameters(), backbone=Conv4, backbone_hp=hp)
+    assert [type(phase) for phase in algorithm.phases(Recipe(steps=0))] == [Choose]
     state = algorithm.backbone.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in tensors.items())
-
-
-def test_weights_of_another_network_are_refused(lab: Lab, saved: Any) -> None:
-    with pytest.raises(UsageError, match=r"lack blocks.0.conv.weight"):
-        made(lab, Conv4, weights=saved[0])
 
 
 def test_only_images_are_moved(lab: Lab) -> None:
