@@ -1,5 +1,6 @@
 """The shipped suites: their protocols are frozen, and every setting in them is possible."""
 
+import csv
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from metabench.api.recipe import Recipe
 from metabench.episodes.protocol import Protocol, Rotation
 from metabench.plugins import load_registry
 from metabench.runner.matrix import Filters, build_matrix
+from metabench.runner.overrides import parse_override
 from metabench.runner.suite import open_suite
 
 # Rows may share a table only under equal digests: a change here parts new numbers from old ones.
@@ -69,6 +71,7 @@ PROTOCOLS = {
 }
 SUITES = sorted(PROTOCOLS)
 CI = Path(__file__).parents[2] / "ci"
+LEADERBOARDS = CI.parent / "leaderboards"
 WHOLE = ["fewshot-full", "smoke"]
 """Suites that have every built-in algorithm."""
 STANDING = ["fewshot", "fewshot-full", "omniglot", "omniglot-quick", "smoke"]
@@ -163,6 +166,33 @@ def test_the_suites_over_drawings_share_their_supervised_training():
     ]
     assert recipes[0] == recipes[1] == recipes[2]
     assert len(recipes[0]) == 1
+
+
+def test_fewshot_full_has_the_settings_that_did_best_on_validation():
+    """Each trial is a candidate, each candidate a trial, and the suite runs the best."""
+    with (LEADERBOARDS / "fewshot-full-settings.csv").open(encoding="utf-8") as file:
+        trials = list(csv.DictReader(file))
+    rows = tomllib.loads((CI / "candidates.toml").read_text(encoding="utf-8"))
+    for protocol in {trial["protocol"] for trial in trials}:
+        here = [trial for trial in trials if trial["protocol"] == protocol]
+        tried = {(trial["row"], trial["settings"]) for trial in here}
+        assert tried == {(row, text) for row, of_row in rows.items() for text in of_row["try"]}
+        for row in rows:
+            of_row = [trial for trial in here if trial["row"] == row]
+            best = max(of_row, key=lambda trial: float(trial["validation"] or 0))
+            name, _, variant = row.partition("/")
+            [cell] = [
+                cell
+                for cell in cells_of("fewshot-full")
+                if (cell.protocol.name, cell.algorithm.name, cell.variant)
+                == (protocol, name, variant)
+                and cell.backbone.label == ("identity" if name == "pca-features" else "conv4-32")
+            ]
+            for text in best["settings"].split():
+                setting = parse_override(f"{name}.{text}")
+                of_cell = cell.recipe.model_dump() if setting.recipe else None
+                table = of_cell or cell.algorithm.hyperparameters
+                assert table[setting.key] == setting.value, (row, text)
 
 
 def test_every_candidate_of_settings_is_possible():
