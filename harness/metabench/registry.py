@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 import sys
@@ -132,18 +133,38 @@ class Registry:
             UnknownNameError: there is none; names the nearest, and plugins that failed to load.
         """
         entry = self.find(kind, name)
-        if entry is not None:
-            return entry
+        if entry is None:
+            raise self.unknown(kind, name)
+        return entry
+
+    def unknown(self, kind: Kind, name: str) -> UnknownNameError:
+        """The error for a name that nothing of a kind has."""
         plain, colon, _ = name.partition(ARGUMENT)
         entries = self.of(kind)
         if colon and plain in entries:
             form = entries[plain].form
-            raise UnknownNameError(f"there is no {kind} called {name!r}", f"it is called {form}")
+            return UnknownNameError(f"there is no {kind} called {name!r}", f"it is called {form}")
         error = unknown_name(kind, name, entries)
+        if near := self.nearest(name, (kind,)):
+            error.hint = f"did you mean {near!r}?"
         failed = [plugin.name for plugin in self.plugins if plugin.status == "failed"]
         if failed:
             error.hint += f" (plugins that failed to load: {', '.join(failed)})"
-        raise error
+        return error
+
+    def nearest(self, name: str, kinds: Iterable[Kind] = KINDS) -> str | None:
+        """The registered name that a misspelt one was most likely meant to be, if there is one.
+
+        What stands behind a colon is kept where the name before it is one that has an argument.
+        """
+        entries = [entry for kind in kinds for entry in self.of(kind).values()]
+        plain, colon, value = name.partition(ARGUMENT)
+        if colon:
+            takes = [entry.name for entry in entries if entry.argument]
+            if near := difflib.get_close_matches(plain, takes, n=1, cutoff=0.5):
+                return f"{near[0]}{ARGUMENT}{value or 'NAME'}"
+        names = [entry.name for entry in entries]
+        return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), None)
 
     def add(self, entry: Entry) -> str:
         """Register an entry; where its name is taken, leave it out and return whose the name is."""

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from metabench.errors import UnknownNameError, UsageError
 from metabench.hookspecs import Lazy
+from metabench.plugins import registry
 from metabench.registry import Registry, make_entry
 from metabench.testing.benchmarks import launch
 from metabench.testing.benchmarks.asked import Asked
+from metabench.testing.benchmarks.subjects import Subject
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 NOT_A_WORKER = {"PYTEST_XDIST_WORKER": ""}
@@ -90,3 +93,16 @@ def test_formats_are_for_its_table(metabench: Cli) -> None:
     done = metabench("bench", "--json")
     assert done.returncode == 2
     assert "add --table" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "phase"),
+    [("protonet", "episodic"), ("baseline", "pretrain"), ("task-mapping", "learn")],
+)
+def test_a_step_of_its_own_training_is_timed_where_it_has_one(algorithm: str, phase: str) -> None:
+    """Of what stands on shared pre-training too: that is timed with the algorithm it is all of."""
+    subject = Subject(registry(), algorithm, "mlp", torch.device("cpu"))
+    steps = subject.steps()
+    assert steps is not None
+    assert steps.phase.name == phase
+    assert torch.isfinite(steps.at(0)())

@@ -20,6 +20,8 @@ from metabench.runner.cells import Cell
 from metabench.runner.matrix import Filters, build_matrix
 from metabench.runner.resolve import load_choice, settings_of
 from metabench.runner.suite import load_suite
+from metabench.testing.benchmarks.asked import Asked
+from metabench.testing.conformance import target
 
 
 class LibrarySettings(Hyperparameters):
@@ -152,9 +154,59 @@ def test_an_unknown_name_in_a_suite_is_told_with_its_place(tmp_path: Path) -> No
     assert found.value.hint == "it is called net"
 
 
-def test_it_is_listed_with_its_argument() -> None:
-    names = [row["name"] for row in rows_of(KNOWN, "backbones")]
-    assert names == ["net", "pixels", "library:NAME"]
+def test_it_is_listed_by_a_name_that_can_be_used_and_where_its_argument_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = rows_of(KNOWN, "backbones")
+    assert [row["name"] for row in rows] == ["net", "pixels", "library"]
+    assert [row["argument"] for row in rows] == ["", "", "network"]
+    assert all(KNOWN.find("backbone", str(row["name"])) for row in rows)
+    monkeypatch.setattr("metabench.cli.list.registry", lambda: KNOWN)
+    for fmt in ("table", "markdown"):
+        shown = CliRunner().invoke(main, ["list", "backbones", "--format", fmt]).stdout
+        assert "library:NAME" in shown
+        assert "argument" not in shown
+    assert "library:NAME" in CliRunner().invoke(main, ["list"]).stdout
+    as_csv = CliRunner().invoke(main, ["list", "backbones", "--format", "csv"]).stdout
+    assert "\nlibrary,network," in as_csv
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("libary:large.v2", "library:large.v2"),
+        ("libary:", "library:NAME"),
+        ("libary", "library"),
+        ("pixel", "pixels"),
+        ("nte:small", None),  # has no argument, and another name would be as far off
+    ],
+)
+def test_a_misspelt_family_is_recognised_and_what_stands_behind_it_kept(
+    name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert KNOWN.nearest(name, ("backbone",)) == meant
+    hint = f"did you mean {meant!r}?" if meant else "known: library, net, pixels"
+    with pytest.raises(UnknownNameError) as found:
+        KNOWN.get("backbone", name)
+    assert found.value.hint == hint
+    with pytest.raises(UnknownNameError) as found:
+        Asked(backbones=(name,)).check(KNOWN)
+    assert found.value.hint == hint
+    monkeypatch.setattr("metabench.cli.show.registry", lambda: KNOWN)
+    monkeypatch.setattr(target, "registry", lambda: KNOWN)
+    if meant:
+        assert hint in CliRunner().invoke(main, ["show", name]).stderr
+        with pytest.raises(UsageError) as refused:
+            target.resolved(name)
+        assert refused.value.hint == hint
+
+
+def test_a_name_with_nothing_behind_its_colon_is_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though there may be one called so, as there is `torchvision`."""
+    monkeypatch.setattr(target, "registry", lambda: KNOWN)
+    with pytest.raises(UnknownNameError) as refused:
+        target.resolved("library:")
+    assert refused.value.hint == "it is called library:NAME"
 
 
 def test_a_shell_offers_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,28 @@ def test_json_has_all_that_is_kept(run, folder: Path) -> None:
     assert "not finished" not in result.stderr
 
 
+MAPPING = """
+[[algorithm]]
+name = "task-mapping"
+variant = ""
+hyperparameters = {tasks = 8, measured_tasks = 16, width = 8}
+recipe = {steps = 3, batch_size = 8}
+"""
+
+
+def test_what_learns_from_collected_tasks_has_a_step_of_training_too(
+    run, data: Path, tmp_path: Path
+) -> None:
+    suite, out = tmp_path / "mapping.toml", tmp_path / "out"
+    suite.write_text(HEAD + MAPPING)
+    done = prepare(suite, out=out, data_dir=data, device="cpu").run()
+    assert not done.outcome.failures
+    result = run("-s", str(suite), "-o", str(out), "--json")
+    [row] = json.loads(result.stdout)["times"]
+    assert set(row["parts"]) == {"adapt", "predict", "train_step"}
+    assert row["parts"]["train_step"]["flops"] > 0
+
+
 def test_csv_has_a_column_for_each_figure(run) -> None:
     result = run("-s", "mine.toml", "-a", "protonet", "--format", "csv")
     [row] = csv.DictReader(io.StringIO(result.stdout))

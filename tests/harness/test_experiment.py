@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import metabench
 from metabench.engine import apart
@@ -105,6 +106,29 @@ def test_a_class_of_the_notebook_runs_beside_those_of_plugins(typed) -> None:
     html = experiment._repr_html_()
     assert "<table" in html
     assert "&lt;Experiment smoke" in html
+
+
+def test_what_an_algorithm_measures_of_itself_stands_in_columns_of_its_own(typed) -> None:
+    def measured(batch, ctx):
+        tasks = len(batch.support.targets.values)
+        return {"ways": torch.full((tasks,), float(batch.support.ways)), "half": torch.ones(2) / 2}
+
+    class Measuring(typed):
+        name = "measuring"
+
+        def phases(self, recipe):
+            few = metabench.Recipe(steps=1, meta_batch=2)
+            return [*super().phases(recipe), metabench.Measure(measured, few)]
+
+    experiment = run(Measuring, typed)
+    frame = experiment.to_frame()
+    assert list(frame.columns) == [*COLUMNS, "figure:half", "figure:ways"]
+    assert frame["figure:ways"].dtype == np.float64
+    assert frame["figure:ways"].iloc[0] == 5.0
+    assert list(frame["figure:half"].isna()) == [False, True]
+    episodes = experiment.to_frame(episodes=True)
+    assert list(episodes.columns[-3:]) == ["key", "figure:half", "figure:ways"]
+    assert not [name for name in experiment.leaderboard().columns if name.startswith("figure")]
 
 
 def test_another_precision_is_another_cell_and_another_row() -> None:

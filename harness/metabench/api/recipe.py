@@ -47,7 +47,13 @@ Schedule = Literal["constant", "linear", "cosine", "step"]
 
 
 class Recipe(Hyperparameters):
-    """Budget in steps, training episodes, optimiser, schedule, augmentation, model selection."""
+    """Budget in steps, training episodes, optimiser, schedule, augmentation, model selection.
+
+    A `refit` is a training by this recipe with the selected number as its `steps`. What an
+    algorithm derives from them follows: supervised training before it of `pretrain_ratio` steps for
+    each of the recipe's becomes shorter in proportion. That is trained anew too, on the classes of
+    both splits.
+    """
 
     NEUTRAL: ClassVar[dict[str, object]] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import click
@@ -93,9 +92,8 @@ def _cell_page(known: Registry, name: str, out: Path) -> Page:
         except UnknownNameError:
             if "/" in name:
                 raise
-    names = [n for kind in KINDS for n in known.of(kind)]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = known.nearest(name)
     raise UnknownNameError(
         f"nothing is registered as {name!r}, and no cell in {out} has a key that begins so",
-        f"did you mean {near[0]!r}?" if near else "metabench list shows every name",
+        f"did you mean {near!r}?" if near else "metabench list shows every name",
     )

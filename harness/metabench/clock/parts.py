@@ -4,12 +4,13 @@
 algorithm of embeddings embeds within them, what the evaluation of a whole split would do once.
 `train_step` is a step of the first phase that the algorithm trains for itself: its batch is
 gathered, gradients are computed, the optimiser steps. Episodes are drawn 64 at a time, so that most
-steps draw none, and the median doesn't hold it; drawing is some microseconds an episode.
+steps draw none, and the median doesn't hold it; drawing is some microseconds an episode. What a
+phase learns from that others collect is made beforehand, in part, and not timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -17,10 +18,11 @@ from typing import Literal
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context, EpisodeRandom
 from metabench.api.items import Items, PyTree, Support
-from metabench.api.phases import Batches, Episodic
+from metabench.api.phases import Learn, Phase
 from metabench.clock.stopwatch import Call
 from metabench.engine.bases import EmbeddingAlgorithm
-from metabench.engine.descent import Descent, TrainingResult
+from metabench.engine.collect import examples_for
+from metabench.engine.descent import Descends, Descent, TrainingResult
 from metabench.engine.feed import TrainingData
 from metabench.engine.gather import ItemStore, queries_of, support_of
 from metabench.engine.progress import silent
@@ -104,13 +106,24 @@ class Steps(Descent):
 def own_step(trial: Trial, algorithm: Algorithm, bank: ClassBank) -> Steps | None:
     """The first phase of descent that the algorithm trains for itself, if it has one."""
     seed = trial.blueprint.seed
-    for number, phase in enumerate(planned_phases(algorithm, trial.recipe, seed)):
-        if not isinstance(phase, Episodic | Batches) or is_shared(phase):
-            continue
-        if phase.recipe.steps:
+    phases = planned_phases(algorithm, trial.recipe, seed)
+    for phase in phases:
+        if isinstance(phase, Descends) and phase.recipe.steps and not is_shared(phase):
             data = TrainingData(ItemStore(bank, trial.item, trial.device), trial.protocol)
-            return Steps(algorithm, phase, number, data, seed, TrainingResult(), None, silent)
+            with trial.computing(trial.engines.train):
+                return steps_of(algorithm, phase, phases, data, seed)
     return None
+
+
+def steps_of(
+    algorithm: Algorithm, phase: Descends, phases: Sequence[Phase], data: TrainingData, seed: int
+) -> Steps:
+    """Single steps of a phase, which is one of the algorithm's `phases`."""
+    examples = None
+    if isinstance(phase, Learn):
+        examples = examples_for(algorithm, phase, phases, data, seed)
+    number, result = phases.index(phase), TrainingResult()
+    return Steps(algorithm, phase, number, data, seed, result, None, silent, examples)
 
 
 def _adapt(algorithm: Algorithm, support: Support, ctx: Context) -> PyTree:

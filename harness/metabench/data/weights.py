@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ BACKBONE = "backbone."
 """Before the backbone's names in the checkpoint of a cell."""
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
+_known: dict[tuple[Path, int, int], str] = {}
+"""SHA-256 by path, size and time of change: a cell reads its weights more than once."""
 
 
 def load_weights(name: str) -> dict[str, Tensor]:
@@ -56,8 +59,7 @@ def load_weights(name: str) -> dict[str, Tensor]:
             "it is STEM-HASH.safetensors (or .pth, .pt), HASH the first 8 digits of its SHA-256",
         )
     folder = DataHome(data_folder(), FOLDER).raw
-    content = _read(folder, name)
-    found = hashlib.sha256(content).hexdigest()
+    content, found = _read(folder, name)
     path = folder / name
     match = _HASH.search(name[name.rindex("-") :])
     assert match is not None  # the pattern has it
@@ -70,9 +72,11 @@ def load_weights(name: str) -> dict[str, Tensor]:
     return _without_prefix(read(content, path))
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _read(folder: Path, name: str) -> tuple[bytes, str]:
+    """A file's content, and its SHA-256."""
     try:
-        return (folder / name).read_bytes()
+        with (folder / name).open("rb") as file:
+            facts, content = os.fstat(file.fileno()), file.read()
     except FileNotFoundError:
         there = [p.name for p in sorted(folder.glob("*")) if re.fullmatch(FILE_PATTERN, p.name)]
         near = difflib.get_close_matches(name, there, n=1, cutoff=0.7)
@@ -83,6 +87,10 @@ def _read(folder: Path, name: str) -> bytes:
             f"the weights {folder / name} cannot be read: {error.strerror or error}",
             "mend its permissions",
         ) from None
+    state = (folder / name, len(content), facts.st_mtime_ns)
+    if state not in _known:
+        _known[state] = hashlib.sha256(content).hexdigest()
+    return content, _known[state]
 
 
 def _of_safetensors(content: bytes, path: Path) -> dict[str, Tensor]:

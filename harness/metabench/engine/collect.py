@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.context import Context, EpisodeRandom
+from metabench.api.items import leading_size
 from metabench.api.phases import Collect, Learn, Measure, Phase
 from metabench.engine.descent import Checkpoints, TrainingResult
 from metabench.engine.feed import TrainingData
 from metabench.engine.numerics import seed_all
-from metabench.engine.progress import Monitor, Progress
+from metabench.engine.progress import Monitor, Progress, silent
 from metabench.engine.tasks import TaskFeed
 from metabench.errors import NotANumberError, PluginError
 
@@ -99,6 +101,26 @@ def collected(
     # One after the other: all of it twice could be too much.
     names = list(parts[0])
     return {name: torch.cat([part.pop(name) for part in parts]) for name in names}, items
+
+
+def examples_for(
+    algorithm: Algorithm, phase: Learn, phases: Sequence[Phase], data: TrainingData, seed: int
+) -> Examples:
+    """A little of what a `Learn` phase learns from, so that single steps of it can be timed.
+
+    One step of what collects it, made with the algorithm as it stands. Where that is less than a
+    batch it is repeated, so that a step has its full size. Nothing is handed to `store`, which
+    would change the algorithm: what a step costs doesn't hang on what it finds.
+
+    Args:
+        phases: all of the algorithm's, of which an earlier one collects.
+    """
+    [makes] = [p for p in phases if isinstance(p, Collect) and p.name == phase.collected]
+    one = replace(makes, recipe=makes.recipe.model_copy(update={"steps": 1}))
+    algorithm.eval()
+    examples, _ = collected(algorithm, one, data, seed, silent)
+    wanted = torch.arange(max(leading_size(examples), phase.recipe.batch_size))
+    return {name: rows[wanted.to(rows.device) % len(rows)] for name, rows in examples.items()}
 
 
 def _check_examples(algorithm: Algorithm, phase: Collect, parts: Sequence[Examples]) -> None:

@@ -41,6 +41,9 @@ CHECKPOINT_VARIABLE = "METABENCH_CHECKPOINT_SECONDS"
 CURVE_ROWS = 100
 """About how many rows a phase adds to the training curve."""
 
+Descends = Episodic | Batches | Learn
+"""The phases that are trained by steps; the others look at items or tasks as a test does."""
+
 Saved = tuple[dict[str, Any], dict[str, Tensor]]
 Row = dict[str, Any]
 """A row of the training curve: phase, step, loss, lr, validation."""
@@ -84,7 +87,7 @@ class TrainingResult:
 
 
 class Descent:
-    """The loop of one `Episodic`, `Batches` or `Learn` phase.
+    """The loop of one phase that is trained by steps.
 
     Every step is seeded by its own number and reads what that number says, so a phase that goes
     on from a checkpoint computes the same digits as one that was never stopped.
@@ -93,7 +96,7 @@ class Descent:
     def __init__(
         self,
         algorithm: Algorithm,
-        phase: Episodic | Batches | Learn,
+        phase: Descends,
         number: int,
         data: TrainingData,
         seed: int,

@@ -10,6 +10,8 @@ The four options of adaptation (`BatchNormOption`) are made of the modes of this
 - `running`: the usual averages over training: `update` in training, `stored` at test. Inductive.
 - `batch`: support by its own moments, all queries by theirs (the classic MAML): `fresh`
   throughout. Transductive.
+
+Moments are taken of all rows of a batch, padded ones too; no episode is padded today.
 """
 
 from __future__ import annotations

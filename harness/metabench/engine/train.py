@@ -15,7 +15,6 @@ from metabench.api.phases import (
     Batches,
     Choose,
     Collect,
-    Episodic,
     Fit,
     Learn,
     Measure,
@@ -24,7 +23,15 @@ from metabench.api.phases import (
 from metabench.api.recipe import Recipe
 from metabench.engine.chunks import that_fit
 from metabench.engine.collect import Collected, measure
-from metabench.engine.descent import Checkpoints, Descent, Row, Saved, TrainingResult, under
+from metabench.engine.descent import (
+    Checkpoints,
+    Descends,
+    Descent,
+    Row,
+    Saved,
+    TrainingResult,
+    under,
+)
 from metabench.engine.feed import BatchFeed, TrainingData
 from metabench.engine.numerics import ITEMS_A_CHUNK, seed_all
 from metabench.engine.progress import Monitor, Progress, silent
@@ -93,7 +100,7 @@ def train(
         if isinstance(phase, Batches) and phase.shared:
             shared.note(phase)
     for number, phase in enumerate(phases[first:], start=first):
-        if not isinstance(phase, Episodic | Batches | Learn):
+        if not isinstance(phase, Descends):
             _look(algorithm, phase, collected, data, seed, result, monitor)
             continue
         resumed = saved if number == first else None

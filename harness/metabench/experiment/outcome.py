@@ -39,7 +39,8 @@ class Experiment:
         Columns: suite, dataset, protocol, algorithm, variant, backbone, seed, inference, metric,
         score (mean over test episodes), validation_score, episodes, status (`ok`, how it failed,
         or `missing` if it was not run), selected_step, budget, train_items, parameters, train_s,
-        test_s, key. What is not known is NaN.
+        test_s, key. What is not known is NaN. Behind them stands a column `figure:NAME` for each
+        figure that an algorithm measured of itself on meta-validation (`figure:mapped_accuracy`).
 
         Args:
             episodes: one row a test episode instead; `episode` is its number (the same number is
@@ -50,7 +51,9 @@ class Experiment:
         plan, store = self.outcome.plan, self.store
         pairs = list(zip(plan.cells, plan.keys, strict=True))
         rows = [self._row(store, cell, key) for cell, key in pairs]
-        frame = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_NUMBERS)
+        figures = sorted({name for row in rows for name in row if name.startswith(_FIGURE)})
+        kinds = _NUMBERS | dict.fromkeys(figures, "float64")
+        frame = pd.DataFrame(rows, columns=[*_COLUMNS, *figures]).astype(kinds)
         if not episodes:
             return frame
         return _by_episode(frame, store)
@@ -84,7 +87,8 @@ class Experiment:
         info = store.run_info(key)
         times = {"train_s": info.train_s, "test_s": info.test_s}
         verified = {"inference": record.inference, "status": "ok"}
-        return row | record.result.model_dump() | times | verified
+        figures = {_FIGURE + name: value for name, value in record.result.figures.items()}
+        return row | record.result.model_dump() | times | verified | figures
 
     def __repr__(self) -> str:
         plan, failures = self.outcome.plan, self.outcome.failures
@@ -117,6 +121,9 @@ _NUMBERS = {
 }
 
 
+_FIGURE = "figure:"
+
+
 def _by_episode(frame: pd.DataFrame, store: Store) -> pd.DataFrame:
     """The rows of finished cells, each repeated for its test episodes."""
     import numpy as np
@@ -128,5 +135,5 @@ def _by_episode(frame: pd.DataFrame, store: Store) -> pd.DataFrame:
         scores = store.episodes(row["key"]).scores(row["metric"])
         part = frame.iloc[np.full(len(scores), number)]
         parts.append(part.assign(episode=np.arange(len(scores)), score=scores))
-    order = [{"episodes": "episode"}.get(name, name) for name in _COLUMNS]
+    order = [{"episodes": "episode"}.get(name, name) for name in frame.columns]
     return pd.concat(parts, ignore_index=True)[order]

@@ -13,9 +13,9 @@ from torch import nn
 
 from metabench.api.backbone import ItemSpec
 from metabench.api.dataset import Dataset
-from metabench.api.phases import Batches, Choose, Collect, Episodic, Phase
+from metabench.api.phases import Batches, Phase
 from metabench.data.folder import using_data_folder
-from metabench.engine.build import Blueprint, training_bank, training_shape
+from metabench.engine.build import Blueprint, training_bank
 from metabench.engine.modes import engines_of
 from metabench.engine.numerics import numerics
 from metabench.engine.precision import Precision
@@ -23,10 +23,11 @@ from metabench.engine.train import planned_phases
 from metabench.engine.trial import Trial
 from metabench.episodes.bank import ClassBank, assert_disjoint
 from metabench.episodes.digest import digest
-from metabench.errors import MetabenchError, ProtocolError
+from metabench.errors import MetabenchError
 from metabench.registry import Registry
 from metabench.runner.cells import Cell, Choice
 from metabench.runner.resolve import load_choice
+from metabench.runner.served import check_served
 from metabench.store.code import code_digest
 from metabench.store.keys import (
     CellIdentity,
@@ -91,32 +92,15 @@ class Workbench:
         return self.dataset(cell).item(cell.protocol.image_size)
 
     def check(self, cell: Cell) -> None:
-        """Raise before anything is trained if the data cannot serve protocol or recipe.
+        """Raise before anything is trained if the data cannot serve the protocol or a phase.
 
         Raises:
             ProtocolError: it cannot; the message begins with the cell.
         """
         try:
-            self._check_served(cell)
+            check_served(self.banks(cell), cell.protocol, cell.recipe, self.sketch(cell))
         except MetabenchError as error:
             raise type(error)(f"{cell.id}: {error.message}", error.hint) from None
-
-    def _check_served(self, cell: Cell) -> None:
-        banks = self.banks(cell)
-        banks["test"].check_serves(cell.protocol.shape)
-        phases = self.sketch(cell)
-        validates = cell.recipe.validate_every or any(isinstance(p, Choose) for p in phases)
-        if "validation" in banks and validates:
-            banks["validation"].check_serves(cell.protocol.shape)
-        if cell.recipe.refit and "validation" not in banks:
-            raise ProtocolError(
-                "refit needs a meta-validation split, and class split "
-                f"{cell.protocol.class_split!r} has none",
-                "set refit = false in the recipe, or choose another class split",
-            )
-        if any(isinstance(p, Episodic | Collect) and p.recipe.steps for p in phases):
-            bank = training_bank(banks["train"], cell.recipe, cell.protocol)
-            bank.check_serves(training_shape(cell.recipe, cell.protocol))
 
     # Algorithms.
 

@@ -29,6 +29,9 @@ from metabench.store.syntax import Import, syntax_digest, try_read
 CORE = ("episodes", "engine", "api")
 """Packages of metabench that decide numbers; the rest (command line, reports, store) does not."""
 
+CORE_MODULES = ("data/weights.py",)
+"""Beside them: which tensors of a file become a backbone's weights."""
+
 OUTSIDE = frozenset({"torch", "torchvision", "timm", "numpy", "pydantic"})
 """Packages that are not read, as Python's own aren't: their version stands for them."""
 
@@ -42,8 +45,8 @@ def code_digest(*things: Thing) -> str | None:
     """The digest of the code behind some classes and functions, and of metabench's core.
 
     Changing a comment, a docstring or the formatting changes nothing; changing a statement in any
-    module that they stand on, or in `metabench.episodes`, `.engine` or `.api`, does. So does
-    another version of a library that these modules import.
+    module that they stand on, or in `metabench.episodes`, `.engine`, `.api` or `.data.weights`,
+    does. So does another version of a library that these modules import.
 
     Returns:
         32 hexadecimal digits; None where the source can't be read (a notebook, `exec`, a class or
@@ -68,13 +71,11 @@ def code_digest(*things: Thing) -> str | None:
 
 @functools.cache
 def core_digest() -> str | None:
-    """The digest of metabench's packages that decide numbers; None without their source."""
+    """The digest of metabench's modules that decide numbers; None without their source."""
     root = Path(__file__).parents[1]
-    files = {
-        path.relative_to(root).as_posix(): syntax_digest(path.read_bytes())
-        for package in CORE
-        for path in (root / package).rglob("*.py")
-    }
+    paths = [path for package in CORE for path in (root / package).rglob("*.py")]
+    paths += [path for module in CORE_MODULES if (path := root / module).is_file()]
+    files = {path.relative_to(root).as_posix(): syntax_digest(path.read_bytes()) for path in paths}
     return digest(sorted(files.items())) if files else None
 
 

@@ -74,7 +74,7 @@ class Result(_Model):
     figures: dict[str, float] = {}
 
     @model_serializer(mode="wrap")
-    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_no_figures(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = dump(self)
         if not self.figures:
             fields.pop("figures", None)

@@ -1,4 +1,9 @@
-"""Adam as a pure function, for inner loops that `unroll` takes."""
+"""Adam as a pure function, for inner loops that `unroll` takes.
+
+PyTorch's own changes parameters in place, of which each task of a batch has its own. Reptile has
+another: its moments outlive the task, so they are buffers of the algorithm, of all weights in one
+vector, and the number of steps is a tensor; here it is the inner loop's `t`.
+"""
 
 from __future__ import annotations
 

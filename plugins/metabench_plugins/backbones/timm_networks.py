@@ -20,7 +20,8 @@ from metabench_plugins.backbones.foreign import (
 
 class TimmHyperparameters(ForeignHyperparameters):
     network: Annotated[
-        str, Field(description="its name in timm, without a tag; also timm:NAME sets it")
+        str,
+        Field(description="one of timm.list_models(), without a tag; timm:NAME sets it"),
     ] = "resnet18"
 
     @field_validator("network")
@@ -54,6 +55,10 @@ class Timm(ForeignNetwork):
     its classifier stay. Weights are drawn as timm draws them; or they are its own, by their tag
     (`weights = "a1_in1k"`), which it downloads into the cache of the Hugging Face hub (HF_HOME); or
     those of a file, with a head or without.
+
+    Who published weights on the hub can put others under the same tag. A cell's key has the tag,
+    not the content, and timm states no digest to compare with, so the harness doesn't notice: where
+    a number has to stay, take a file, whose name says what is in it.
 
     Differs: a grey image becomes three equal channels. Networks of a fixed image size (vision
     transformers) are built for the images that there are, or for `size`; weights of timm's own are

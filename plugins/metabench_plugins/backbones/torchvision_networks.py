@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -41,7 +42,10 @@ SIDES = {"vit_": "image_size", "maxvit_": "input_size"}
 
 class TorchvisionHyperparameters(ForeignHyperparameters):
     network: Annotated[
-        str, Field(description="its name in torchvision; also torchvision:NAME sets it")
+        str,
+        Field(
+            description="a classifier of torchvision.models.list_models(); torchvision:NAME sets it"
+        ),
     ] = "resnet18"
 
     @field_validator("network")
@@ -195,6 +199,13 @@ def _has(network: nn.Module, name: str) -> bool:
     return any(name == there for there, _ in network.named_modules())
 
 
+@functools.lru_cache
+def _sha256(file: Path, size: int, changed_ns: int) -> str:
+    """Of the file as it is with that size and time of change: a cell builds its backbone often."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def _check_cached(url: str) -> None:
     """Raise DataCorruptError where torch hub's cache has another content under that name.
 
@@ -204,7 +215,8 @@ def _check_cached(url: str) -> None:
     expected = re.search(r"-([0-9a-f]{8,64})\.", file.name)
     if expected is None or not file.is_file():
         return
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    facts = file.stat()
+    found = _sha256(file, facts.st_size, facts.st_mtime_ns)
     if not found.startswith(expected[1]):
         raise DataCorruptError(
             f"the weights {file} are not what their name says: their SHA-256 begins {found[:8]}",

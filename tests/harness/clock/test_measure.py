@@ -16,7 +16,7 @@ import torch
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.backbone import Backbone
-from metabench.api.phases import Batches
+from metabench.api.phases import Batches, Collect, Learn
 from metabench.api.recipe import Recipe
 from metabench.clock import measure as measuring
 from metabench.clock import window as windows
@@ -122,6 +122,32 @@ def test_what_others_share_is_no_training_of_its_own(trial_of, linear, flat) -> 
 
     trial, algorithm = trial_of(Sharing, Recipe(steps=3))
     assert "train_step" not in measure(trial, algorithm, plan=PLAN).parts
+
+
+def test_a_step_of_learning_from_what_was_collected_is_one_of_the_recipes_batch(
+    trial_of, linear
+) -> None:
+    """Though a step of collecting makes less than that; and no more of it is made."""
+    batches, collected, store = [], [], []
+
+    class Learner(linear):
+        def phases(self, recipe):
+            few = Recipe(steps=20, meta_batch=3)
+            return [Collect(self.means, few, store.append), Learn(recipe, self.error)]
+
+        def means(self, batch, ctx):
+            collected.append(ctx.step)
+            return {"mean": self.embed(batch.support.items).mean(1)}
+
+        def error(self, examples, ctx):
+            batches.append(len(examples["mean"]))
+            return self.layer.weight.square().mean() + examples["mean"].mean()
+
+    trial, algorithm = trial_of(Learner, Recipe(steps=4, batch_size=8))
+    times = measure(trial, algorithm, plan=PLAN)
+    assert times.parts["train_step"].ms.median > 0
+    assert set(batches) == {8}
+    assert (collected, store) == ([0], [])
 
 
 def _loss(module: Any, batch: Any, ctx: Any) -> Any:

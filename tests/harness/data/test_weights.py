@@ -121,6 +121,28 @@ def test_content_that_the_name_does_not_stand_for(put: Put, tmp_path: Path, suff
     assert f"my-net-{hashlib.sha256(other).hexdigest()[:8]}{suffix}" in found.value.hint
 
 
+def test_the_same_file_is_hashed_once_and_a_changed_one_again(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = put(save({"a": torch.ones(2)}))
+    path = tmp_path / "weights" / name
+    hashed, sha256 = [], hashlib.sha256
+    monkeypatch.setattr(
+        hashlib, "sha256", lambda content: hashed.append(len(content)) or sha256(content)
+    )
+    for _ in range(3):
+        assert load_weights(name)["a"].tolist() == [1.0, 1.0]
+    assert len(hashed) == 1
+    changed = path.stat().st_mtime_ns
+    os.utime(path, ns=(changed + 1, changed + 1))  # got anew, and the same
+    load_weights(name)
+    assert len(hashed) == 2
+    path.write_bytes(save({"a": torch.zeros(2)}))  # of the same size
+    os.utime(path, ns=(changed + 2, changed + 2))
+    with pytest.raises(DataCorruptError):
+        load_weights(name)
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch it-ran",)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from interruptions import KilledError, Memory, interrupt_at
 from torch import Tensor, nn
 
 from metabench.api.context import Context
 from metabench.api.items import Items, PyTree
-from metabench.api.phases import Batches, Choose, Phase
+from metabench.api.phases import Batches, Choose, Episodic, Phase
 from metabench.api.recipe import Recipe
+from metabench.engine import descent
 from metabench.engine.progress import Progress
 from metabench.engine.train import planned_phases, train
 from metabench.engine.trial import Attempt
@@ -94,6 +96,37 @@ def test_nothing_is_chosen_on_what_is_trained_on_afterwards(world) -> None:
     with pytest.raises(UsageError, match="chooses a setting on meta-validation") as caught:
         planned_phases(world.make(learner(world), recipe), recipe, 0)
     assert "refit = false" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "tried"),
+    [("choose", 1, [0, 1, 2, 2]), ("choose", 3, [0, 1, 2, 2]), ("second", 2, [])],
+)
+def test_a_training_killed_there_chooses_anew_and_ends_the_same(
+    world, monkeypatch: pytest.MonkeyPatch, phase: str, step: int, tried: list[int]
+) -> None:
+    """And what was chosen before the last checkpoint isn't chosen again."""
+    recipe = Recipe(steps=4)
+
+    class Between(learner(world)):  # type: ignore[misc]
+        def phases(self, given: Recipe) -> Sequence[Phase]:
+            return [Episodic(given), *super().phases(given), Episodic(given, name="second")]
+
+    def trained(**how: Any) -> tuple[Any, Any]:
+        algorithm = world.make(Between, recipe)
+        data = world.data(recipe, world.validator(algorithm))
+        return train(algorithm, recipe, data, 3, **how), algorithm
+
+    expected, undisturbed = trained()
+    monkeypatch.setattr(descent, "CHECKPOINT_SECONDS", 0.0)
+    checkpoints = Memory()
+    with pytest.raises(KilledError):
+        trained(checkpoints=checkpoints, monitor=interrupt_at(phase, step))
+    result, algorithm = trained(checkpoints=checkpoints)
+    assert result == expected
+    assert algorithm.tried == tried
+    state = undisturbed.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in algorithm.state_dict().items())
 
 
 @pytest.mark.parametrize("labels", [True, False])

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from metabench.api.context import Context
 from metabench.api.items import EpisodeBatch
-from metabench.api.phases import Collect, Episodic, Learn, Measure, Phase
+from metabench.api.phases import Collect, Episodic, Learn, Phase
 from metabench.api.recipe import Recipe
 from metabench.engine import descent, tasks
+from metabench.engine.collect import examples_for
 from metabench.engine.feed import ExampleFeed, TrainingData
 from metabench.engine.gather import ItemStore
 from metabench.engine.tasks import TaskFeed
@@ -26,7 +27,7 @@ from metabench.engine.train import TrainingResult, planned_phases, train
 from metabench.engine.trial import Attempt
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.protocol import Rotation
-from metabench.errors import NotANumberError, PluginError
+from metabench.errors import PluginError
 
 COLLECTING = Recipe(steps=4, meta_batch=3)
 
@@ -150,7 +151,7 @@ def test_an_epoch_is_every_example_once() -> None:
     assert ExampleFeed(examples, Recipe(batch_size=99), 0, "learn").batch(0)["a"].shape == (10,)
 
 
-def regression(world, also: Sequence[Phase] = ()) -> type:
+def regression(world) -> type:
     """Learns the mean feature of whole classes from that of their support sets."""
 
     class Regression(world.Nearest):
@@ -167,7 +168,6 @@ def regression(world, also: Sequence[Phase] = ()) -> type:
                 Episodic(recipe),
                 Collect(self.pairs, collecting, self.note, whole_classes=True),
                 Learn(recipe, self.error),
-                *also,
             ]
 
         def pairs(self, batch: EpisodeBatch, ctx: Context) -> Mapping[str, Tensor]:
@@ -188,6 +188,25 @@ def regression(world, also: Sequence[Phase] = ()) -> type:
 
 
 LEARNING = Recipe(steps=12, batch_size=4, lr=1e-2, validate_every=4, validation_episodes=5)
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_examples_to_time_a_step_are_a_whole_batch_of_real_ones(world, size: int) -> None:
+    """Of one step of collecting, repeated where they are too few; the algorithm is left as it is"""
+    kind = regression(world)
+    recipe = LEARNING.model_copy(update={"batch_size": size})
+    algorithm = world.make(kind, recipe)
+    phases = planned_phases(algorithm, recipe, 3)
+    before = {name: value.clone() for name, value in algorithm.state_dict().items()}
+    found = examples_for(algorithm, phases[2], phases, world.data(recipe), 3)
+    assert kind.collected == 1
+    feed = TaskFeed(algorithm, phases[1], world.data(recipe), 3)
+    expected = algorithm.pairs(feed.tasks(0).batch, None)
+    assert found.keys() == expected.keys()
+    for name, rows in found.items():
+        assert len(rows) == max(3, size)
+        assert all(torch.equal(row, expected[name][n % 3]) for n, row in enumerate(rows))
+    assert all(torch.equal(value, before[n]) for n, value in algorithm.state_dict().items())
 
 
 def trained(world, kind: type, **how: Any) -> tuple[TrainingResult, dict[str, Tensor]]:
@@ -260,90 +279,6 @@ def test_learning_needs_something_collected(world) -> None:
         planned_phases(world.make(Impatient), Recipe(), 0)
 
 
-def measuring(world, fn: Any) -> type:
-    class Measuring(world.Nearest):
-        name = "measuring"
-
-        def phases(self, recipe: Recipe) -> Sequence[Phase]:
-            few = Recipe(steps=3, meta_batch=2)
-            return [Episodic(recipe), Measure(lambda *call: fn(self, *call), few, True)]
-
-    return Measuring
-
-
-def test_figures_are_means_over_tasks_of_meta_validation(world) -> None:
-    seen: list[Tensor] = []
-    classes = {image: c for c in range(6) for image in images(of_class(world, c))}
-
-    def fn(self: Any, batch: EpisodeBatch, ctx: Context) -> Mapping[str, Tensor]:
-        assert (ctx.stage, self.training) == ("validation", False)
-        assert batch.queries.data.shape == (2, 40, 1, 6, 6)
-        assert {classes[image] for image in images(batch.queries.data[0])} == set(
-            batch.classes[0].tolist()
-        )
-        seen.append(batch.queries.data.mean((1, 2, 3, 4)))
-        return {"brightness": seen[-1], "twice": 2 * seen[-1]}
-
-    kind = measuring(world, fn)
-    raw = type("Raw", (world.NearestRaw,), {"phases": kind.phases, "name": "raw"})
-    recipe = Recipe(steps=1)
-    data = world.data(recipe)
-    data.held_out = lambda: world.store("validation")
-    result = train(world.make(raw), recipe, data, 0)
-    mean = float(torch.cat(seen).double().mean())
-    assert result.figures == pytest.approx({"brightness": mean, "twice": 2 * mean})
-    assert train(world.make(raw), recipe, world.data(recipe), 0).figures == {}
-    assert (result.steps, result.items) == (1, 4 * 5)  # measuring is no training
-
-
-def of_class(world, number: int) -> Tensor:
-    bank = world.banks["validation"]
-    own = np.arange(bank.offsets[number], bank.offsets[number + 1])
-    return torch.from_numpy(bank.items(own)).float() / 255
-
-
-def spoil(algorithm: Any, batch: EpisodeBatch, ctx: Context) -> Mapping[str, Tensor]:
-    with torch.no_grad():
-        algorithm.backbone.net[1].bias.add_(1)
-    return {}
-
-
-@pytest.mark.parametrize(
-    ("fn", "error", "said"),
-    [
-        (spoil, PluginError, r"changed backbone.net.1.bias in its phase 'measure'"),
-        (
-            lambda self, batch, ctx: {"ratio": torch.full((2,), torch.nan)},
-            NotANumberError,
-            "ratio is nan",
-        ),
-        (
-            lambda self, batch, ctx: {"share": torch.ones(())},
-            PluginError,
-            r"share as \(\), not as one",
-        ),
-    ],
-)
-def test_measuring_changes_nothing_and_gives_numbers(world, fn: Any, error: Any, said: str) -> None:
-    recipe = Recipe(steps=1)
-    data = world.data(recipe)
-    data.held_out = lambda: world.store("validation")
-    with pytest.raises(error, match=said):
-        train(world.make(measuring(world, fn)), recipe, data, 0)
-
-
-def test_figures_of_two_phases_do_not_hide_each_other(world) -> None:
-    def twice(name: str) -> Measure:
-        return Measure(lambda batch, ctx: {"share": torch.ones(2)}, recipe, name=name)
-
-    recipe = Recipe(steps=1, meta_batch=2)
-    data = world.data(recipe)
-    data.held_out = lambda: world.store("validation")
-    kind = regression(world, also=[twice("one"), twice("two")])
-    with pytest.raises(PluginError, match="measures share in two phases"):
-        train(world.make(kind, LEARNING), LEARNING, data, 0)
-
-
 @pytest.mark.parametrize(
     "made", [{}, {"a": torch.ones(2), "b": torch.ones(3)}, {"a": torch.ones(())}]
 )
@@ -373,17 +308,3 @@ def test_a_refit_looks_at_no_validation_split(world) -> None:
     world.trial(recipe, Selects).train(attempts)
     assert looked
     assert not any(looked)
-
-
-def test_a_refit_keeps_the_figures_of_what_held_the_split_out(world) -> None:
-    kind = measuring(world, lambda self, batch, ctx: {"steps": torch.ones(2)})
-    recipe = Recipe(steps=4, validate_every=2, validation_episodes=5, refit=True)
-    calls: list[str] = []
-
-    def attempts(bank: ClassBank, refit: bool) -> Any:
-        return nullcontext(Attempt(monitor=lambda told: calls.append(f"{refit} {told.phase}")))
-
-    _, result = world.trial(recipe, kind).train(attempts)
-    assert result.figures == {"steps": 1.0}
-    assert "False measure" in calls
-    assert "True measure" not in calls

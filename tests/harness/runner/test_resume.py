@@ -17,6 +17,9 @@ recipe = {meta_batch = 2, schedule = "cosine", optimizer = "sgd", momentum = 0.9
 MAPPING = """name = "task-mapping"
 hyperparameters = {tasks = 16, measured_tasks = 16, width = 8}
 recipe = {steps = 12, batch_size = 8}"""
+TUNED = """name = "finetune"
+hyperparameters = {steps = [2, 1, 3], policy = "head"}
+recipe = "supervised\""""
 REPTILE = 'name = "reptile"\nhyperparameters = {inner_steps = 2, inner_steps_test = 2}'
 
 
@@ -47,10 +50,15 @@ def contents(experiment) -> dict[str, bytes]:
         (REPTILE, "episodic", 7, 1, "from step 6 of 12"),
         (SHARED, "pretrain", 30, 1, "from step 29 of 40"),
         (MAPPING, "learn", 7, 1, "learn phase goes on from step 6 of 12"),
+        (MAPPING, "measure", 1, 1, "learn phase goes on from step 12 of 12"),
+        (TUNED, "steps", 2, 1, ""),  # chooses anew
         (REFIT, "episodic", 2, 14, ""),  # in the second training, on both splits
         ("prototypes", "test", 1, 1, "from step 12 of 12"),
     ],
-    ids=["in training", "with momentum", "adam", "shared", "collected", "refit", "in the test"],
+    ids=[
+        *("in training", "with momentum", "adam", "shared", "collected", "measuring", "choosing"),
+        *("refit", "in the test"),
+    ],
 )
 def test_going_on_gives_the_same_bytes(
     algorithm: str, phase: str, step: int, time: int, goes_on: str, ask, classes, monkeypatch

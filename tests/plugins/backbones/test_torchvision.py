@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,6 +19,7 @@ from metabench import DataCorruptError, DataMissingError, ItemSpec
 from metabench_plugins.backbones.torchvision_networks import (
     Torchvision,
     TorchvisionHyperparameters,
+    _check_cached,
 )
 
 torch.set_num_threads(1)
@@ -204,6 +206,27 @@ def test_another_content_in_the_cache_is_refused_before_it_is_read(hub: Path) ->
     (hub / name).write_bytes(b"a pickle of somebody's")
     with pytest.raises(DataCorruptError, match=rf"{name} are not what their name says"):
         backbone("resnet18", 3, 32, 32, weights="IMAGENET1K_V1")
+
+
+def test_a_cached_file_is_hashed_anew_only_once_it_changed(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, hashed, digest = b"weights", [], hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, how: hashed.append(how) or digest(file, how)
+    )
+    url = f"https://example.org/net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    file = hub / url.rpartition("/")[2]
+    _check_cached(url)  # it isn't there yet
+    file.write_bytes(content)
+    for _ in range(3):
+        _check_cached(url)
+    assert hashed == ["sha256"]
+    file.write_bytes(b"another")
+    changed = file.stat().st_mtime_ns
+    os.utime(file, ns=(changed + 1, changed + 1))
+    with pytest.raises(DataCorruptError):
+        _check_cached(url)
 
 
 def test_weights_that_cannot_be_downloaded(hub: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from metabench.errors import unknown_name
 from metabench.registry import ARGUMENT, Entry, Kind, Registry
 from metabench.runner.patterns import any_match
 
@@ -62,5 +61,5 @@ def _matching(kind: Kind, patterns: Iterable[str], registry: Registry) -> list[s
     for pattern in patterns:
         found = pattern in named or any(any_match([pattern], [name]) for name in entries)
         if pattern != "*" and not found:
-            raise unknown_name(kind, pattern, entries)
+            raise registry.unknown(kind, pattern)
     return [*(name for name in entries if any_match(patterns, [name])), *named]

@@ -19,17 +19,15 @@ from metabench.api.algorithm import Algorithm
 from metabench.api.backbone import ItemSpec
 from metabench.api.context import Context, EpisodeRandom
 from metabench.api.items import EpisodeBatch
-from metabench.api.phases import Batches, Episodic
 from metabench.api.recipe import Recipe
-from metabench.clock.parts import Steps
+from metabench.clock.parts import Steps, steps_of
 from metabench.engine.build import Blueprint, training_bank
-from metabench.engine.descent import TrainingResult
+from metabench.engine.descent import Descends
 from metabench.engine.feed import EpisodeFeed, TrainingData
 from metabench.engine.gather import ItemStore
 from metabench.engine.gradient import GradientAlgorithm
 from metabench.engine.modes import EngineName, resolve_engine
-from metabench.engine.progress import silent
-from metabench.engine.train import planned_phases
+from metabench.engine.train import is_shared, planned_phases
 from metabench.episodes.bank import ClassBank
 from metabench.episodes.protocol import Protocol
 from metabench.episodes.source import EpisodeSource, protocol_key
@@ -138,12 +136,14 @@ class Subject:
         return resolve_engine("auto", self.device.type, self.order)
 
     def steps(self) -> Steps | None:
-        """The first phase that is trained by steps, shared or not; None where there is none."""
-        for number, phase in enumerate(planned_phases(self.model, self.recipe, seed=0)):
-            if isinstance(phase, Episodic | Batches):
-                result = TrainingResult()
-                return Steps(self.model, phase, number, self.data, 0, result, None, silent)
-        return None
+        """The first phase that is trained by steps; None where there is none.
+
+        A shared one only where it has none of its own.
+        """
+        phases = planned_phases(self.model, self.recipe, seed=0)
+        found = [p for p in phases if isinstance(p, Descends) and p.recipe.steps]
+        found.sort(key=is_shared)
+        return steps_of(self.model, found[0], phases, self.data, 0) if found else None
 
     def training_batch(self) -> tuple[EpisodeBatch, Callable[[], Context]]:
         """A meta-batch of training episodes, and how a context is made: one a call."""

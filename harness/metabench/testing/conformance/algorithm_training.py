@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metabench.api.algorithm import Algorithm
 from metabench.api.items import tree_map
+from metabench.api.phases import Choose
 from metabench.clock import timer
 from metabench.engine.lift import flatten, restore
 from metabench.engine.numerics import seed_all
@@ -55,6 +56,7 @@ def add_checks_of_training(checks: Checks) -> None:
         ("adapt and predict leave the weights and buffers as they are", locked),
         ("the state is a pytree of tensors (B, ...), and safetensors holds it", state),
         ("weights saved, and loaded into a new one, predict the same", checkpoint),
+        ("what it chooses on meta-validation is saved with the weights", choices),
         ("it computes in float32, and in float64 unless it says that it does not", dtypes),
         ("on the meta device, so that nothing is made on or read by the host", meta_device),
         ("on a CUDA device it predicts what it does on the CPU", cuda),
@@ -206,6 +208,38 @@ def checkpoint(subject: AlgorithmSubject) -> None:
             f" ({share_of_range(one, other):.2g} of the range)",
             subject.cls.build,
         )
+
+
+def choices(subject: AlgorithmSubject) -> str:
+    algorithm, batch = subject.trained(), episodes()
+    phases = planned_phases(algorithm, subject.recipe, seed=0)
+    chosen = [phase for phase in phases if isinstance(phase, Choose)]
+    if not chosen:
+        raise NotApplicableError("it chooses nothing")
+
+    def predicted(number: int, phase: Choose) -> Tensor:
+        """With that candidate in place, there and in another one that is given the weights."""
+        phase.put(number)
+        own = predictions(algorithm.eval(), batch.support, batch.queries)
+        other = predictions(_copied(subject, algorithm), batch.support, batch.queries)
+        if not share_of_range(own, other) <= SAME:
+            raise NonconformityError(
+                f"what put({number}) of {phase.name!r} sets is in the state_dict",
+                f"loaded into another one, the weights predict something else"
+                f" ({share_of_range(own, other):.2g} of the range)",
+                phase.put,
+            )
+        return own
+
+    for phase in chosen:
+        first, _, again = (predicted(n, phase) for n in (0, phase.candidates - 1, 0))
+        if not share_of_range(first, again) <= SAME:
+            raise NonconformityError(
+                f"put(0) of {phase.name!r} after another candidate is what it was before",
+                f"predictions differ by {share_of_range(first, again):.2g} of their range",
+                phase.put,
+            )
+    return ", ".join(f"{phase.name}: {phase.candidates} candidates" for phase in chosen)
 
 
 def dtypes(subject: AlgorithmSubject) -> str:

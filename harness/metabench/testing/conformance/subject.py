@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from metabench.api.phases import Episodic
 from metabench.api.recipe import Hyperparameters, Recipe
 from metabench.engine.bases import EmbeddingAlgorithm
 from metabench.engine.build import Blueprint, training_bank
+from metabench.engine.evaluate import evaluate
 from metabench.engine.feed import TrainingData
 from metabench.engine.gather import ItemStore, training_batch
 from metabench.engine.numerics import seed_all
@@ -31,6 +32,8 @@ from metabench.testing.conformance.tasks import IMAGE, PROTOCOL, SmallNet, bank
 
 CPU = torch.device("cpu")
 STEPS, META_BATCH, BATCH_SIZE = 3, 2, 16
+VALIDATED = 4
+"""Episodes of a validation, however many are asked for."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class AlgorithmSubject:
         algorithm = self.build(seed=seed)
         data = TrainingData(ItemStore(self.training_bank, IMAGE, CPU), PROTOCOL)
         data.held_out = lambda: ItemStore(bank("validation"), IMAGE, CPU)
+        data.validate = partial(_validated, algorithm)
         train(algorithm, self.recipe, data, seed)
         return algorithm.eval()
 
@@ -110,6 +114,14 @@ class AlgorithmSubject:
     def trained(self) -> Algorithm:
         """A copy of the algorithm after a few steps; untrained if it can't be trained."""
         return copy.deepcopy(self._trained)
+
+
+def _validated(algorithm: Algorithm, asked: int) -> float:
+    """The mean accuracy of an algorithm as it stands on a few episodes of meta-validation."""
+    here = bank("validation")
+    items, count = ItemStore(here, IMAGE, CPU), min(asked, VALIDATED)
+    outcome = evaluate(algorithm, source_of(of=here), items, count, "validation")
+    return outcome.score(PROTOCOL.metric)
 
 
 def episodes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import os
@@ -90,18 +89,17 @@ def _imported(module: str, target: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         missing = isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name))
         if missing:
-            names = [name for kind in KINDS for name in registry().of(kind)]
-            raise _nothing(target, names) from error
+            raise _nothing(target) from error
         raise PluginError(
             f"{module} cannot be imported: {type(error).__name__}: {error}"
         ) from error
 
 
-def _nothing(target: str, names: list[str]) -> UsageError:
-    near = difflib.get_close_matches(target, names, n=1, cutoff=0.5)
+def _nothing(target: str) -> UsageError:
+    near = registry().nearest(target)
     return UsageError(
         f"there is no plugin, file, folder or module called {target!r}",
-        f"did you mean {near[0]!r}?" if near else "metabench list shows every name",
+        f"did you mean {near!r}?" if near else "metabench list shows every name",
     )
 
 
@@ -111,6 +109,8 @@ def _registered(target: str) -> list[Entry]:
     kind, colon, name = target.partition(":")
     if colon and kind in KINDS:
         return [known.get(kind, name)]
+    if colon and not name and kind in known.backbones:  # `torchvision:` would be a module
+        return [known.get("backbone", target)]
     found = [entry for kind in KINDS if (entry := known.find(kind, target)) is not None]
     if len(found) > 1:
         kinds = " or ".join(f"{entry.kind}:{entry.name}" for entry in found)

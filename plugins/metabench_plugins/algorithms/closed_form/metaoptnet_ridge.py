@@ -32,9 +32,9 @@ class MetaOptNetRidge(LinearHead):
     The cross-entropy of the queries trains the backbone through the solution, and the scale gamma.
 
     Differs: (1) has no constraints, so it is solved as the linear system that it is and not by a
-    solver of quadratic programmes: a = 2 (X X^T + lambda I)^(-1) Y. The authors train with
-    more shots (15) than they test with, on 8 episodes a step, with smoothed labels, SGD and
-    augmented images; here the recipe says.
+    solver of quadratic programmes: a = 2 (X X^T + lambda I)^(-1) Y. The authors train this head and
+    the SVM with more shots (15) than they test with, on 8 episodes a step, with smoothed labels,
+    SGD and augmented images; here the recipe says.
     """
 
     name = "metaoptnet-ridge"

@@ -47,9 +47,7 @@ class MetaOptNetSVM(LinearHead):
 
     Differs: (2) is solved until it is known which bounds hold (`solver_steps`), then exactly, and
     differentiated there, where the authors stop their interior-point method at 15 steps, mostly in
-    float32, and differentiate what they have. The authors train with
-    more shots (15) than they test with, on 8 episodes a step, with smoothed labels, SGD and
-    augmented images; here the recipe says.
+    float32, and differentiate what they have. For the authors' training, see `metaoptnet-ridge`.
     """
 
     name = "metaoptnet-svm"

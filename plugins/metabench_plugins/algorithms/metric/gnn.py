@@ -112,9 +112,10 @@ class GNN(EmbeddingAlgorithm):
     leaky ReLU as in the authors' network for Omniglot. The query's label is uniform as in the
     paper (the authors' code has zeros). The kernel's batch norm takes the moments of pairs of
     different nodes, each once, where the authors' code has each twice and nodes with themselves.
-    The authors have 96 hidden units where the default is 32, which takes a ninth of the work, and
-    dropout in the embedding of mini-ImageNet. As theirs, it needs many tasks a step: with one it
-    stays at chance for long.
+    In training, batch norm takes padded items, and pairs with them, into its moments where a
+    support set has any; one of ways times shots has none. The authors have 96 hidden units where
+    the default is 32, which takes a ninth of the work, and dropout in the embedding of
+    mini-ImageNet. As theirs, it needs many tasks a step: with one it stays at chance for long.
     """
 
     name = "gnn"

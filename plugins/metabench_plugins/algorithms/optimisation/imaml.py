@@ -56,10 +56,17 @@ class IMAML(GradientAlgorithm):
     found by conjugate gradients, which need products with H only. Nothing is kept of the inner
     steps, so memory is that of one step, however many there are.
 
+    (3) holds at the solution of (1). (4) is taken where a finite number of steps (2) ended, and is
+    solved by a finite number of steps, so g is an approximation: neither the gradient through the
+    exact solution, nor the one through the steps. By theorem 1 of the paper, where (1) is strongly
+    convex, enough of both (`inner_steps`, `cg_steps`) bring it as near to the former as one likes.
+
     What differs:
     - The authors' code solves (1 + damping + H / (lambda + curvature_damping)) g = ... with 1 and
-      10; 0 and 0, the defaults here, are (4). Its inner loop descends L alone and takes one step of
-      the proximal term at the end, where this one is (2), as the paper has it.
+      10; 0 and 0, the defaults here, are (4). Damping makes the system better conditioned, and g
+      shorter and another one: a damping of 1 halves it where H is small beside lambda. Its inner
+      loop descends L alone and takes one step of the proximal term at the end, where this one is
+      (2), as the paper has it.
     - H of a network needn't leave (4) positive definite: of a small convolutional one it had
       eigenvalues down to -10, so a lambda of 2, the paper's, isn't enough, and the authors'
       damping is. Where a direction without positive curvature is met, the solver stops at what it
@@ -154,6 +161,8 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], wanted: Tensor, ste
     Args:
         product: v -> A v.
     """
+    # Not task-mapping's: that one solves many systems to a tolerance, which waits for the device,
+    # and A is positive definite there. This one runs in a training step, and A may be anything.
     if steps == 0:
         return wanted
     x, residual, direction = torch.zeros_like(wanted), wanted, wanted

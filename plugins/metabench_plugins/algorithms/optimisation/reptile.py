@@ -203,6 +203,8 @@ class Reptile(GradientAlgorithm):
         self, params: Tensors, grads: Tensors, opt_state: Adam, t: int
     ) -> tuple[Tensors, Adam]:
         """One step of Adam (Kingma and Ba 2015, Algorithm 1)."""
+        # Not `algorithms/adam.py`'s, which begins anew with each task: here moments and their age
+        # are handed on from task to task, and beta1 = 0 keeps no first moment.
         gradient, beta1 = grads[WEIGHTS], self.hp.beta1
         steps = opt_state.steps + 1
         first = None if opt_state.first is None else opt_state.first.lerp(gradient, 1 - beta1)

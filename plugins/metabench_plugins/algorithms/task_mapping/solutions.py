@@ -94,6 +94,8 @@ def conjugate_gradients(matrix: Map, target: Tensor, tolerance: Tensor) -> Tenso
 
     `matrix` maps x to A x, of symmetric positive definite A.
     """
+    # Not imaml's: that one takes a fixed number of steps, one task at a time, and looks for
+    # directions without positive curvature. Newton's method here needs a tolerance that it chooses.
     wanted = tolerance * norm(target)
     found, residual = torch.zeros_like(target), target
     direction, squared = residual, residual.square().sum((1, 2), keepdim=True)

@@ -109,18 +109,24 @@ class TaskMapping(EmbeddingAlgorithm):
        one initialisation, common to all tasks.
     3. f is trained by back-propagation, as any regression. It predicts the deviation from the mean
        over the tasks, m, which is zero for whatever is of a single class, as labels are arbitrary:
-           squared error: |f(D) - phi*|^2 / mean |phi* - m|^2                                 (2)
+           squared error: |f(D) - phi*|^2 / mean |phi* - m|^2, of each of a network's layers  (2)
            cross-entropy: of the model f(D) on items of the classes that are not in D         (3)
     4. At test phi = f(D), without a gradient step.
 
     On meta-validation tasks, where phi* can be found too, the record says how far f(D) is from it,
-    |f(D) - phi*|^2 / |phi* - m|^2 (`mapped_error`; 1 is that of m), beside the same model fitted to
-    D alone, by (1) or as many steps (`finetuned_error`); and what share of the items that are not
-    in D each of them and phi* gets right (`..._accuracy`; phi* has seen them).
+    |f(D) - phi*|^2 / |phi* - m|^2 (`mapped_error`; 1 is that of m), beside fine-tuning on D: the
+    same model fitted to D alone, by (1) or as many steps from the same initialisation, under the
+    same decay (`finetuned_error`). Both are ratios of a task, then averaged, and unlike (2) of all
+    parameters together, as they are: a network's is chiefly its hidden layer's, which has most of
+    them. The record also says what share of the items that are not in D each of them and phi* gets
+    right (`..._accuracy`; phi* has seen them). What solving the tasks takes is in the row's
+    training time, steps and items.
 
     Differs: from Wang and Hebert, D goes in, not a classifier fitted to it, and f sees all classes
     at once; from CNAPs, the target is phi*, not the queries alone, and the backbone stays as it is.
-    Features go into f centred and scaled as those of the collected tasks.
+    Features go into f centred and scaled as those of the collected tasks. A network is two layers
+    on these features, not one from the pixels on; as it isn't convex, its phi* is where so many
+    steps end, and no optimum.
     """
 
     name = "task-mapping"

@@ -50,8 +50,11 @@ class LaplacianShot(KeptSupport):
       less than a millionth.
     - Their k = 3 counts the query itself, which is then left out: 2 others, the default here. They
       choose lambda on meta-validation, from .1 to 1.5, for each number of shots.
-    - Their code weights the items of a class in the rectification by their softmax over *classes*,
-      and lets support items change class; here it is BD-CSPN's own formula.
+    - The rectification, which their code switches by `proto_rect`, is BD-CSPN's own formula here:
+      weights are a softmax over the items of a class, and add up to 1. Their code weights an item
+      by its softmax over *classes*, takes the plain mean of these products, so that a prototype of
+      doubtful items is also shorter, and lets support items change class. Switched off, a prototype
+      is the mean of its class's support items in both.
     - Predictions are scores: (2) before the softmax.
     """
 

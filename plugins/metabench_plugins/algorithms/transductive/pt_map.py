@@ -64,6 +64,9 @@ class PTMAP(EmbeddingAlgorithm):
     there; where it isn't, PT-MAP assumes it all the same and loses by it (arXiv:2204.11181). Of a
     single query the transport says nothing.
 
+    Defaults are those of the authors' code: beta .5, lambda 10, 20 moves and, whatever the number
+    of shots, alpha .2.
+
     Differs:
     - A fixed number of Sinkhorn's iterations, in logarithms, where the authors' go on until the
       marginals change by less than 1e-6, at most 1000. Each transport begins with the scaling of

@@ -72,12 +72,16 @@ class TransductiveFinetuning(GradientAlgorithm):
         w_n = mean of z over class n's support items, to length 1;  b_n = 0            (2)
     Then the network and the new classifier minimise together, by Adam,
         CE(support) + 1 / |Q| sum over the queries of H(p(. | x_q))                    (3)
+    The entropy has the weight 1, `entropy_weight`, as in the authors' code for each of its four
+    data sets (mini-ImageNet, tiered-ImageNet, CIFAR-FS, FC100).
+
     The queries are needed for that, so it is `predict` that fine-tunes.
 
     Differs:
-    - The paper reads the logits: `representation = "logits"`. Those of a small network that was
-      trained for a short time are negative nearly everywhere, and of the ReLU too little comes
-      through, so the default is the features.
+    - The authors' new classifier reads the old one's logits, behind a ReLU and scaled to length 1,
+      on all data sets: `representation = "logits"`. Those of a small network that was trained for a
+      short time are negative nearly everywhere, and of the ReLU too little comes through, so the
+      default is the features, as the backbone gives them.
     - Each step descends (3); the authors' code takes a step on its first term, then one on its
       second, and does so 25 times at a learning rate of 5e-5; the default here costs a fifth of
       that and goes nearly as far. They augment support items and queries.

@@ -137,8 +137,7 @@ class FineTune(GradientAlgorithm):
     family = "transfer"
     reference = "Chen et al. 2019, arXiv:1904.04232; Hu et al. 2021, arXiv:2106.09685"
     summary = "Pre-trained weights, or a part of them, descend on the support set."
-    # What is held out, dropped and moved hangs on the place in the support set.
-    equivariant_to = frozenset({"class-labels"})
+    equivariant_to = frozenset({"support-order", "class-labels"})
     hyperparameters = FineTuneHyperparameters
     recipe = Recipe(steps=4000, batch_size=64)
     order = 1
@@ -182,7 +181,11 @@ class FineTune(GradientAlgorithm):
     @classmethod
     def equivariances(cls, hp: Any) -> frozenset[Literal["support-order", "class-labels"]]:
         # AdamW divides a gradient by its own size, be it only what rounding left of zero.
-        return frozenset() if hp.optimizer == "adamw" else cls.equivariant_to
+        if hp.optimizer == "adamw":
+            return frozenset()
+        # What is held out, dropped and moved hangs on the place in the support set.
+        placed = hp.early_stopping or hp.dropout or hp.shift or hp.flip
+        return cls.equivariant_to - {"support-order"} if placed else cls.equivariant_to
 
     # The network.
 

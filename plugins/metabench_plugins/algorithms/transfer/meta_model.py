@@ -72,8 +72,11 @@ class MetaModel(Baseline):
     it can learn.
 
     Differs: (2) is estimated from a batch of items of all classes a step. Each item counts in all
-    tasks that its class is in, and tasks without an item in the batch are left out of its mean. The
-    paper draws tasks, and its tasks have few items each.
+    tasks that its class is in, and tasks without an item in the batch are left out of its mean.
+    Where classes are equally large, the estimate of (1) has no bias, given how many of a task's
+    items there are; that of (2), a sum divided by the number of tasks that have some, is biased as
+    far as that number and the losses vary together, which is little with many tasks. The paper
+    draws tasks, and its tasks have few items each.
     """
 
     name = "meta-model"

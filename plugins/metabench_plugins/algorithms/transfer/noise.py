@@ -39,5 +39,7 @@ def dropout_mask(of_items: Tensor, of_features: Tensor, rate: float) -> Tensor:
         of_items: (n,) uniform in [0, 1).
         of_features: (D,) the same.
     """
+    # The context's generator draws for all episodes at once, so not inside the inner loop of one:
+    # all steps' draws are made before it, and n x D for each would be many times the features.
     uniform = (of_items.unsqueeze(1) + of_features).remainder(1.0)
     return (uniform >= rate).to(uniform.dtype) / (1 - rate)
