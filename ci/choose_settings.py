@@ -3,17 +3,18 @@
     python ci/choose_settings.py [ROW...] --out FOLDER > trials.csv
 
 Each row of `ci/candidates.toml` has the same number of candidates (fewer where there are fewer
-choices), each trained once under each of
-`PROTOCOLS` with a seed that the suite does not use and the budget that the suite has, which takes
-about as long for all, and scored on meta-validation episodes. Meta-test is not looked at: the runs
-test two episodes, as few as there can be, and nothing here reads them. What was chosen from these
-trials stands in the suite file.
+choices), each trained once under each of `PROTOCOLS` with a seed that the suite does not use and
+the budget that the suite has, and scored on meta-validation episodes; a trial that failed has no
+score. A candidate names every setting that any of its row's varies, so nothing hangs on what the
+suite has chosen so far. Meta-test is not looked at: the runs test two episodes, as few as there can
+be, and nothing here reads them. What was chosen from these trials stands in the suite file.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 import tomllib
 from pathlib import Path
@@ -48,7 +49,7 @@ def main() -> None:
             for settings in candidates[row]["try"]
             for line in trial(row, settings, options.protocol or PROTOCOLS, options)
         ]
-        found.sort(key=lambda line: (line[1], -float(line[3])))
+        found.sort(key=lambda line: (line[1], -float(line[3] or 0)))
         writer.writerows([*line, candidates[row]["paper"]] for line in found)
         sys.stdout.flush()
 
@@ -74,7 +75,7 @@ def trial(
             row,
             line.protocol,
             settings,
-            f"{line.validation_score:.4f}",
+            "" if math.isnan(line.validation_score) else f"{line.validation_score:.4f}",
             EPISODES,
             SEED,
             f"{line.train_s:.1f}",

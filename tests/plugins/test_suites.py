@@ -197,14 +197,21 @@ def test_fewshot_full_has_the_settings_that_did_best_on_validation():
 
 
 def test_every_candidate_of_settings_is_possible():
-    """Before hours of trials: each makes one cell of fewshot-full under a protocol."""
+    """Before hours of trials: each makes a cell of fewshot-full, and no two of a row the same.
+
+    Each names all settings that its row varies: what one left out would be what the suite has.
+    """
     suite = open_suite("fewshot-full", registry())
     rows = tomllib.loads((CI / "candidates.toml").read_text(encoding="utf-8"))
     assert {row.partition("/")[0] for row in rows} == {e.name for e in suite.algorithms}
     for row, of_row in rows.items():
         name = row.partition("/")[0]
         assert of_row["paper"]
-        assert 3 <= len(set(of_row["try"])) <= 4, row
+        assert 3 <= len(of_row["try"]) <= 4, row
+        tried = set()
+        for of_text in of_row["try"]:
+            named = {setting.partition("=")[0] for setting in of_text.split()}
+            assert named == {s.partition("=")[0] for s in of_row["try"][0].split()}, row
         for settings in of_row["try"]:
             filters = Filters(
                 algorithms=(row if "/" in row else f"{row}/",),
@@ -213,7 +220,10 @@ def test_every_candidate_of_settings_is_possible():
                 seeds=(1000,),
                 settings=tuple(f"{name}.{setting}" for setting in settings.split()),
             )
-            assert len(build_matrix(suite, registry(), filters)) == 1, (row, settings)
+            cells = build_matrix(suite, registry(), filters)
+            assert len(cells) == 1, (row, settings)
+            tried.add((str(cells[0].algorithm), str(cells[0].recipe)))
+        assert len(tried) == len(of_row["try"]), row
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -21,6 +21,7 @@ CAUGHT = {
     "remembered_targets": {"query-targets"},
     "stack_of_the_caller": {"nothing-from-noise", "inference"},
     "nan_loss": {"training", "determinism"},
+    "hash_order": {"determinism"},
     "chosen_attribute": {"choices"},
     "kept_choice": {"choices"},
     "kept_state": {"state", "cost", "episodes-apart", "inference"},
@@ -29,7 +30,7 @@ CAUGHT = {
     "moving_weights": {"locked"},
     "exits": {"shapes"},
 }
-"""All that fails, the one that is meant first; what follows from it stands behind."""
+"""All that fails: the check that is meant, and what follows from it."""
 
 
 def checked(name: str) -> dict[str, Result]:

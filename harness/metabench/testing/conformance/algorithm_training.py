@@ -60,7 +60,7 @@ def add_checks_of_training(checks: Checks) -> None:
         ("it computes in float32, and in float64 unless it says that it does not", dtypes),
         ("on the meta device, so that nothing is made on or read by the host", meta_device),
         ("on a CUDA device it predicts what it does on the CPU", cuda),
-        ("a small task takes little time, and no memory that stays", cost),
+        ("what a small task takes; none of its memory stays", cost),
     ):
         checks.add(what, patience=3 if what == elsewhere else 1)(check)
 
@@ -338,6 +338,7 @@ def cost(subject: AlgorithmSubject) -> str:
             stop = timer.now()
         adapting.append((middle - start) / 1e6)
         predicting.append((stop - middle) / 1e6)
+    size = sum(tensor.nbytes for tensor in flatten(made)[0])
     del made
     before = _tensors()
     for number in range(REPEATED):
@@ -352,7 +353,7 @@ def cost(subject: AlgorithmSubject) -> str:
             subject.cls,
         )
     adapt_ms, predict_ms = statistics.median(adapting), statistics.median(predicting)
-    return f"adapt {adapt_ms:.1f} ms, predict {predict_ms:.1f} ms"
+    return f"adapt {adapt_ms:.1f} ms, predict {predict_ms:.1f} ms, state {size / 1024:.1f} KiB"
 
 
 def _tensors() -> int:

@@ -113,9 +113,11 @@ class GNN(EmbeddingAlgorithm):
     paper (the authors' code has zeros). The kernel's batch norm takes the moments of pairs of
     different nodes, each once, where the authors' code has each twice and nodes with themselves.
     In training, batch norm takes padded items, and pairs with them, into its moments where a
-    support set has any; one of ways times shots has none. The authors have 96 hidden units where
-    the default is 32, which takes a ninth of the work, and dropout in the embedding of
-    mini-ImageNet. As theirs, it needs many tasks a step: with one it stays at chance for long.
+    support set has any; one of ways times shots has none. The graph is that of the authors'
+    network for mini-ImageNet, with 32 hidden units where they have 96 (a ninth of the work), and
+    without the dropout of that network's embedding; theirs for Omniglot has kernels as wide as its
+    nodes, dropout in the last one, and batch norm behind the last layer. As theirs, it needs many
+    tasks a step: with one it stays at chance for long.
     """
 
     name = "gnn"

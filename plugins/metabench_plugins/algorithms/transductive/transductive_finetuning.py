@@ -84,7 +84,7 @@ class TransductiveFinetuning(GradientAlgorithm):
       default is the features, as the backbone gives them.
     - Each step descends (3); the authors' code takes a step on its first term, then one on its
       second, and does so 25 times at a learning rate of 5e-5; the default here costs a fifth of
-      that and goes nearly as far. They augment support items and queries.
+      that. They augment support items and queries.
     - In their fine-tuning batch norm uses the moments of the support set, then of the queries, and
       moves its running averages, with which the queries are predicted in the end. Here it keeps
       those of pre-training; `batch_norm = "batch"`, each set's own, is nearest to theirs.
