@@ -94,9 +94,10 @@ def test_the_scores_of_the_readme_are_those_that_were_checked() -> None:
             assert row["score"] == checked[key]["score"], key
 
 
-def test_the_published_table_is_of_the_suite_as_it_is() -> None:
+@pytest.mark.parametrize("suite", ["fewshot", "fewshot-full"])
+def test_the_published_table_is_of_the_suite_as_it_is(suite: str) -> None:
     registry = load_registry()
-    cells = build_matrix(open_suite("fewshot", registry), registry)
+    cells = build_matrix(open_suite(suite, registry), registry)
     asked = {
         (
             cell.protocol.name,
@@ -110,7 +111,7 @@ def test_the_published_table_is_of_the_suite_as_it_is() -> None:
     }
     published = [
         (*(row[name] for name in ROW), row["protocol_digest"], row["recipe_digest"])
-        for row in read("fewshot.csv")
+        for row in read(f"{suite}.csv")
     ]
     assert sorted(published) == sorted(asked)
 
