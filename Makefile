@@ -7,6 +7,9 @@ SEEDS ?= 1
 # More options for bench (of pytest) and bench-peers, such as BENCH=--benchmark-compare, PEERS=--quick
 BENCH ?=
 PEERS ?=
+# Two processes with a thread each; one that has no tests left takes half of the other's, so that
+# tests that stand together, and share what is made for them, mostly run together.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 PEERS_DATA = $(or $(METABENCH_DATA),$(wildcard ../shared/data))
 
 .PHONY: run test test-all bench bench-peers lint clean help
@@ -19,10 +22,10 @@ run: $(VENV)/.ready  ## Run the fewshot suite with one seed and print its table
 	$(BIN)/metabench run --suite $(SUITE) --seeds $(SEEDS)
 
 test: $(VENV)/.ready-test  ## Run the tests that CI runs
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.ready-test  ## Run all tests, the slow ones too
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 bench: $(VENV)/.ready-test  ## Time everything that is registered, and save the times
 	$(BIN)/metabench bench -- --benchmark-autosave $(BENCH)

@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +10,13 @@ from pathlib import Path
 import pytest
 
 THIRD_PARTY = Path(__file__).parent / "third_party"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_loaded_stays() -> None:
+    """Tests that count what is alive need not walk through all that was there before them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

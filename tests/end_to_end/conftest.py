@@ -128,3 +128,14 @@ def finished(
 def misbehaving(third_party: Callable[[str], Path]) -> Path:
     """Where the algorithms that fail are installed."""
     return third_party("metabench-misbehaving")
+
+
+@pytest.fixture(scope="module")
+def to_be_timed(
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> CommandLine:
+    """A folder with a suite of two, and its finished cells in `out`."""
+    line = CommandLine(tmp_path_factory.mktemp("timed"), environment)
+    suite = line.write_suite("nearest-centroid", "protonet", steps=0)
+    assert line("run", "-s", suite, "-o", "out", "--jobs", "1").returncode == 0
+    return line

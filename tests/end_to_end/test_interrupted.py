@@ -118,13 +118,11 @@ def test_ctrl_c_and_sigterm_keep_what_is_finished_and_say_how_to_go_on(
     ids=["ctrl-c", "sigterm"],
 )
 def test_timing_that_is_ended_says_what_is_kept(
-    end: Callable[[Process], None], what: str, code: int, metabench
+    end: Callable[[Process], None], what: str, code: int, to_be_timed
 ) -> None:
-    suite = metabench.write_suite("nearest-centroid", "protonet", steps=0)
-    assert metabench("run", "-s", suite, "-o", "out", "--jobs", "1").returncode == 0
-    results = metabench.folder / "out"
+    results = to_be_timed.folder / "out"
     before = bytes_of_timings(results)
-    process = metabench.begin("time", "-s", suite, "-o", "out", "--seconds", "5")
+    process = to_be_timed.begin("time", "-s", "these.toml", "-o", "out", "--seconds", "4")
     wait_for(lambda: bytes_of_timings(results) != before, process)  # the first of two is timed
     workers = workers_of(process)
     end(process)
@@ -132,7 +130,7 @@ def test_timing_that_is_ended_says_what_is_kept(
     assert (process.returncode, printed) == (code, "")
     assert told.splitlines()[-1] == (
         f"{what}; what was timed is kept. All again with: metabench time --suite these.toml"
-        " --out out --seconds 5"
+        " --out out --seconds 4"
     )
     assert "Traceback" not in told
     assert not any(worker.is_running() for worker in workers)

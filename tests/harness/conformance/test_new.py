@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from metabench.errors import MetabenchError
 from metabench.plugins import load_registry
 from metabench.registry import KINDS
 from metabench.scaffold import write_project
+from metabench.testing.conformance.running import Asked, plan
 
 LONGEST_CLASS = 40
 
@@ -84,29 +86,39 @@ def test_what_is_there_stays(metabench, tmp_path: Path) -> None:
     assert list((tmp_path / "demo").iterdir()) == []
 
 
+def test_what_cannot_be_checked_is_told_in_two_lines(metabench) -> None:
+    done = metabench("check", "mamml")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 2
+    assert "did you mean 'maml'" in done.stderr
+
+
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "only", "told"),
     [
-        ("mamml", "did you mean 'maml'"),
-        ("nothing.py", "there is no file"),
-        (".", "no project"),
-        ("./nothing", "no project"),
-        ("./broken", "cannot be read"),
-        ("os.path", "has no algorithm"),
+        ("mamml", (), "did you mean 'maml'"),
+        ("nothing.py", (), "there is no file"),
+        (".", (), "no project"),
+        ("./nothing", (), "no project"),
+        ("./broken", (), "cannot be read"),
+        ("os.path", (), "has no algorithm"),
+        ("protonet", ("shape",), "did you mean 'shapes'"),
     ],
 )
-def test_what_cannot_be_checked(metabench, tmp_path: Path, target: str, told: str) -> None:
+def test_what_cannot_be_checked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    only: tuple[str, ...],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "pyproject.toml").write_text("[project")
-    done = metabench("check", target)
-    assert done.returncode == 2
-    assert told in done.stderr
-
-
-def test_an_unknown_check(metabench) -> None:
-    done = metabench("check", "protonet", "--only", "shape")
-    assert done.returncode == 2
-    assert "did you mean 'shapes'" in done.stderr
+    with pytest.raises(MetabenchError) as found:
+        plan(Asked(target, only=only))
+    assert told in f"{found.value.message} {found.value.hint}"
 
 
 def test_it_can_be_installed_and_run(metabench, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ SUPERVISED = Budget(300)
 BUDGETS = {
     "maml": EPISODIC,
     "fomaml": EPISODIC,
-    "anil": EPISODIC._replace(quick=True),
+    "anil": EPISODIC,
     "reptile": Budget(400),
     "boil": EPISODIC,
     "meta-sgd": EPISODIC,

@@ -19,10 +19,11 @@ from metabench.engine.bases import EmbeddingAlgorithm
 from metabench.engine.modes import using_engine
 from metabench.plugins import load_registry
 from metabench_plugins import ALGORITHMS
-from metabench_plugins.backbones.conv4 import Conv4, Conv4Hyperparameters
 
 META = torch.device("meta")
 NORMS = ("support", "support+1", "running", "batch")
+STEPS = 2
+"""The first and one that goes on from it: each further one would do what the second does."""
 
 
 def variants() -> list[Any]:
@@ -32,19 +33,28 @@ def variants() -> list[Any]:
         cls = registry.get("algorithm", lazy.name).load()
         if "batch_norm" in cls.hyperparameters.model_fields:
             found += [
-                pytest.param(
-                    cls, cls.hyperparameters(batch_norm=option), id=f"{lazy.name}-{option}"
-                )
+                pytest.param(cls, few_steps(cls, batch_norm=option), id=f"{lazy.name}-{option}")
                 for option in NORMS
             ]
         else:
-            found.append(pytest.param(cls, cls.hyperparameters(), id=lazy.name))
+            found.append(pytest.param(cls, few_steps(cls), id=lazy.name))
         if "head" in cls.hyperparameters.model_fields:
             found += [
-                pytest.param(cls, cls.hyperparameters(head=head), id=f"{lazy.name}-{head}")
+                pytest.param(cls, few_steps(cls, head=head), id=f"{lazy.name}-{head}")
                 for head in ("mlp", "cnn", "rnn", "maml")
             ]
     return found
+
+
+def few_steps(cls: Any, **settings: Any) -> Any:
+    """Its hyper-parameters, with no more than `STEPS` steps of whatever goes in steps."""
+    own = cls.hyperparameters(**settings)
+    steps = {
+        name: min(value, STEPS)
+        for name, value in own
+        if isinstance(value, int) and (name.startswith("inner_steps") or name.endswith("steps"))
+    }
+    return cls.hyperparameters(**settings, **steps)
 
 
 def on_meta(tree: Any) -> Any:
@@ -61,11 +71,7 @@ def engine(request: pytest.FixtureRequest) -> Any:
 def test_a_training_step_adaptation_and_prediction(lab, engine: str, kind: Any, hp: Any) -> None:
     lab = lab.with_protocol(shots=2)
     recipe = Recipe(steps=1, meta_batch=2, queries=3)
-    backbone = {
-        "backbone": Conv4,
-        "backbone_hp": Conv4Hyperparameters(width=4, downsample="stride"),
-    }
-    algorithm = lab.make(kind, hp, recipe=recipe, **backbone).to(META)
+    algorithm = lab.make(kind, hp, recipe=recipe, backbone=lab.SmoothConv).to(META)
     batch: EpisodeBatch = on_meta(lab.batch(2))
     if any(isinstance(phase, Episodic) for phase in algorithm.phases(recipe)):
         algorithm.train()

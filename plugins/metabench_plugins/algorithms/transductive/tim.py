@@ -80,8 +80,8 @@ class TIM(KeptSupport):
     alpha = 1, and a from 2 (1 shot) to 7 (5 shots).
 
     Differs: nothing in the equations. The paper takes 1000 steps of Adam at a learning rate of
-    1e-4; the default here is 50 at 3e-3, a twentieth of the work. Of the alternating solver it takes
-    150. Its pre-training has label smoothing and augmentation.
+    1e-4; the default here is 50 at 3e-3, a twentieth of the work. Of the alternating solver it
+    takes 150. Its pre-training has label smoothing and augmentation.
     """
 
     name = "tim"
