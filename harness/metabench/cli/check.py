@@ -20,6 +20,13 @@ COLUMNS = (
 
 @click.command()
 @click.argument("target", shell_complete=complete.anything)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A hyper-parameter of an algorithm or a backbone. Can be repeated.",
+)
 @click.option("--only", multiple=True, metavar="CHECK", help="Only this check. Can be repeated.")
 @click.option(
     "--timeout",
@@ -36,6 +43,7 @@ def command(
     /,
     *,
     target: str,
+    settings: tuple[str, ...],
     only: tuple[str, ...],
     timeout: float,
     data_dir: Path,
@@ -49,6 +57,7 @@ def command(
     metabench check mine.py             all plugin classes in a file
     metabench check package.module      or in a module
     metabench check my-suite.toml       a suite
+    metabench check maml --set batch_norm=batch    with other hyper-parameters
 
     The checks run in a process of their own; a plugin that hangs or dies fails one of them. Exit
     code 1 if any fails.
@@ -56,7 +65,8 @@ def command(
     from metabench.testing.conformance.running import Asked, run_checks
 
     results = []
-    for result in run_checks(Asked(target, data_dir, only), timeout):
+    asked = Asked(target, data_dir, only, settings=settings)
+    for result in run_checks(asked, timeout):
         results.append(result)
         if fmt == "table":
             print_text(_told(vars(result)))

@@ -43,8 +43,10 @@ def digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Digest:
     def of(end: str) -> str:
         path = tmp_path / "trained.py"
         path.write_text(f"{CLASS}        {end}\n")
-        entry = resolved(str(HONEST))[0].entry
-        return weights_digest_elsewhere(str(path), replace(entry, name="trained"))
+        [subject] = resolved(str(HONEST))
+        assert isinstance(subject, AlgorithmSubject)
+        entry = replace(subject.entry, name="trained")
+        return weights_digest_elsewhere(replace(subject, target=str(path), entry=entry))
 
     return of
 

@@ -123,7 +123,7 @@ def determinism(subject: AlgorithmSubject) -> None:
             "they differ: something is drawn from a generator that nobody seeds, or kept",
             subject.cls.training_loss,
         )
-    if subject.target and weights_digest_elsewhere(subject.target, subject.entry) != first:
+    if subject.target and weights_digest_elsewhere(subject) != first:
         raise NonconformityError(
             "a training gives the same weights in another process, as with --jobs",
             "they differ: something depends on the process (the order of a set, an address)",

@@ -18,14 +18,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from metabench.api.algorithm import Algorithm
-from metabench.registry import Entry
 from metabench.runner.worker import initialise
+
+if TYPE_CHECKING:
+    from metabench.testing.conformance.subject import AlgorithmSubject
 
 SEED = 1
 SECONDS = 40
@@ -42,6 +45,7 @@ class Training:
 
     Attributes:
         target, kind, name: of the algorithm; see `target.resolved`.
+        hp: its hyper-parameters, as JSON.
         folder: the working directory.
         paths: where modules are looked for.
         environment: all variables.
@@ -50,6 +54,7 @@ class Training:
     target: str
     kind: str
     name: str
+    hp: str
     folder: str
     paths: list[str]
     environment: dict[str, str]
@@ -64,15 +69,22 @@ def weights_digest(algorithm: Algorithm) -> str:
     return digest.hexdigest()
 
 
-def weights_digest_elsewhere(target: str, entry: Entry) -> str:
+def weights_digest_elsewhere(subject: AlgorithmSubject) -> str:
     """That of the same training in a new process.
 
     Raises:
         RuntimeError: it failed there; with the end of what it said.
     """
-    digest, said = _starter(os.getpid()).train(
-        Training(target, entry.kind, entry.name, os.getcwd(), list(sys.path), _environment())
+    wanted = Training(
+        target=subject.target,
+        kind=subject.entry.kind,
+        name=subject.entry.name,
+        hp=subject.hp.model_dump_json(),
+        folder=os.getcwd(),
+        paths=list(sys.path),
+        environment=_environment(),
     )
+    digest, said = _starter(os.getpid()).train(wanted)
     if not digest:
         raise RuntimeError(f"it failed in another process: {said.strip()[-LONGEST:]}")
     return digest
@@ -178,6 +190,7 @@ def _train(line: str, digest: str, said: str) -> None:
         if (s.entry.kind, s.entry.name) == (wanted.kind, wanted.name)
     ]
     assert isinstance(subject, AlgorithmSubject)  # others are not trained
+    subject = replace(subject, hp=subject.cls.hyperparameters.model_validate_json(wanted.hp))
     Path(digest).write_text(weights_digest(subject.train(seed=SEED)))
 
 

@@ -59,12 +59,14 @@ class Asked(NamedTuple):
         folder: where data sets are; None: the user's data folder.
         only: names of checks; none: all.
         scratch: a folder for what is made; None: one that goes with the process.
+        settings: hyper-parameters, as `KEY=VALUE`; none: the plugin's own.
     """
 
     target: str
     folder: Path | None = None
     only: tuple[str, ...] = ()
     scratch: Path | None = None
+    settings: tuple[str, ...] = ()
 
 
 def run_checks(asked: Asked, timeout: float) -> Iterator[Result]:
@@ -141,7 +143,7 @@ def subjects(asked: Asked) -> list[Subject]:
     from metabench.testing.conformance.target import resolved
 
     torch.set_num_threads(1)
-    return resolved(asked.target, asked.folder, asked.scratch)
+    return resolved(asked.target, asked.folder, asked.scratch, asked.settings)
 
 
 def plan(asked: Asked) -> list[Planned]:

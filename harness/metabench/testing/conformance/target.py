@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import metabench.clock.timer  # noqa: F401  before any plugin can replace a cloc
 from metabench.errors import PluginError, UsageError
 from metabench.plugins import load_registry, registry
 from metabench.registry import KINDS, Entry, Kind, Registry, base_of, make_entry
+from metabench.runner.overrides import parse_value
 from metabench.runner.resolve import settings_of
 from metabench.testing.conformance.algorithms import CHECKS as ALGORITHM_CHECKS
 from metabench.testing.conformance.backbones import CHECKS as BACKBONE_CHECKS
@@ -37,7 +38,12 @@ CHECKS: dict[Kind, list[Check]] = {
 }
 
 
-def resolved(target: str, folder: Path | None = None, scratch: Path | None = None) -> list[Subject]:
+def resolved(
+    target: str,
+    folder: Path | None = None,
+    scratch: Path | None = None,
+    settings: Sequence[str] = (),
+) -> list[Subject]:
     """What is to be checked.
 
     Args:
@@ -46,6 +52,7 @@ def resolved(target: str, folder: Path | None = None, scratch: Path | None = Non
             `package.module:Class`).
         folder: where data sets are.
         scratch: a folder for what is made; None: one that goes with the process.
+        settings: hyper-parameters of the one plugin that is checked, as `KEY=VALUE`.
 
     Raises:
         MetabenchError: there is no such thing, it can't be loaded, or nothing is in it.
@@ -59,7 +66,24 @@ def resolved(target: str, folder: Path | None = None, scratch: Path | None = Non
     names = [(entry.kind, entry.name) for entry in entries]
     if len(set(names)) < len(names):
         raise UsageError(f"{target} has two plugins of one kind and name")
-    return [_subject(entry, known, target, folder, scratch) for entry in entries]
+    table = _table(entries, settings)
+    return [_subject(entry, known, target, folder, scratch, table) for entry in entries]
+
+
+def _table(entries: Sequence[Entry], settings: Sequence[str]) -> dict[str, Any]:
+    """Hyper-parameters by name, as they were typed."""
+    if settings and (len(entries) > 1 or entries[0].kind not in ("algorithm", "backbone")):
+        raise UsageError(
+            "--set is for one algorithm or one backbone",
+            "name it: metabench check KIND:NAME --set KEY=VALUE",
+        )
+    table = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise UsageError(f"--set {text}: no such form", "write --set KEY=VALUE")
+        table[key.strip()] = parse_value(value)
+    return table
 
 
 def _found(target: str) -> tuple[Registry, list[Entry]]:
@@ -213,7 +237,12 @@ def _module_of(path: Path) -> ModuleType:
 
 
 def _subject(
-    entry: Entry, known: Registry, target: str, folder: Path | None, scratch: Path | None
+    entry: Entry,
+    known: Registry,
+    target: str,
+    folder: Path | None,
+    scratch: Path | None,
+    table: dict[str, Any],
 ) -> Subject:
     loaded: Any = entry.load()
     if entry.kind == "suite":
@@ -221,6 +250,6 @@ def _subject(
     if entry.kind == "dataset":
         return DatasetSubject(entry, loaded, target, folder, scratch)
     if entry.kind == "backbone":
-        hp = settings_of(entry, {} if entry.settings else loaded.checked_with)
-        return BackboneSubject(entry, loaded, target, hp)
-    return AlgorithmSubject(entry, loaded, target, loaded.hyperparameters())
+        small = {} if entry.settings else loaded.checked_with
+        return BackboneSubject(entry, loaded, target, settings_of(entry, {**small, **table}))
+    return AlgorithmSubject(entry, loaded, target, settings_of(entry, table))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -91,6 +91,12 @@ class TIM(KeptSupport):
     hyperparameters: ClassVar[type[Hyperparameters]] = TIMHyperparameters
 
     hp: TIMHyperparameters
+
+    @classmethod
+    def equivariances(cls, hp: Any) -> frozenset[Literal["support-order", "class-labels"]]:
+        # Where classes can't be told apart, its many steps of (3) and (4) make another solution of
+        # what rounding left.
+        return frozenset() if hp.solver == "alternating" else cls.equivariant_to
 
     def build(self) -> None:
         super().build()
