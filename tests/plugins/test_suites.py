@@ -196,6 +196,23 @@ def test_fewshot_full_has_the_settings_that_did_best_on_validation():
                 assert table[setting.key] == wanted, (row, text)
 
 
+def test_fewshot_is_a_choice_of_fewshot_full():
+    """Cell by cell the same, so what one of them has run the other reuses."""
+
+    def cells(suite):
+        return {
+            str((c.protocol, c.algorithm, c.variant, c.backbone, c.recipe, c.seed))
+            for c in cells_of(suite)
+        }
+
+    assert cells("fewshot") < cells("fewshot-full")
+    names = {cell.algorithm.name for cell in cells_of("fewshot")}
+    assert len(names) == 12
+    families = {registry().algorithms[name].family for name in names}
+    everything = {e.family for e in registry().algorithms.values() if e.plugin == "builtin"}
+    assert everything - families == {"unsupervised"}
+
+
 def test_every_candidate_of_settings_is_possible():
     """Before hours of trials: each makes a cell of fewshot-full, and no two of a row the same.
 
