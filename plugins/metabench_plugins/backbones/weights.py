@@ -61,7 +61,8 @@ def load_into(
         for n, t in tensors.items()
         if not n.endswith(COUNTER) and not n.startswith(tuple(leave_out))
     }
-    missing, foreign = [n for n in own if n not in given], [n for n in given if n not in own]
+    missing = [n for n in own if n not in given]
+    foreign = sorted(n for n in given if n not in own)  # a file's order is chance
     if missing or foreign:
         told = [_told("lack", missing), _told("have beside them", foreign)]
         raise _unfit(what, " and ".join(filter(None, told)))
