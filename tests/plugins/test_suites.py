@@ -157,6 +157,7 @@ def test_the_classic_variants_are_transductive_and_nothing_else_is(name):
     family = {a for a, e in registry().algorithms.items() if e.family == "transductive"}
     expected = {(a, v) for a, v, _ in modes if a in family or (a, v) in CLASSIC}
     assert transductive == expected
+    assert transductive >= {("maml", "batch-norm-batch")}
 
 
 def test_the_suites_over_drawings_share_their_supervised_training():
