@@ -27,6 +27,7 @@ from metabench.engine.gather import Ids, ItemStore, labels, queries_of, support_
 from metabench.engine.metrics import Scores, metric
 from metabench.engine.numerics import seed_all
 from metabench.engine.precision import at_least_float32
+from metabench.engine.probabilities import Codes, codes_of
 from metabench.episodes.protocol import MetricName
 from metabench.episodes.source import EpisodeIndices, EpisodeSource
 from metabench.errors import NotANumberError, PluginError
@@ -41,11 +42,16 @@ class Outcome(NamedTuple):
     Attributes:
         targets, predicted: (E, Q) labels 0 to ways - 1.
         classes: (E, Q) the class ids behind the targets.
+        surprise: (E, Q) codes of the probability that the target was given, and
+        confidence: of that which was predicted, see `metabench.engine.probabilities`; None where
+            the algorithm gives scores, which are no probabilities.
     """
 
     targets: Ids
     predicted: Ids
     classes: Ids
+    surprise: Codes | None = None
+    confidence: Codes | None = None
 
     def scores(self, by: MetricName) -> Scores:
         """(E,) scores of the episodes under a protocol's metric."""
@@ -77,7 +83,7 @@ def evaluate(
         )
     was_training = algorithm.training
     algorithm.eval()
-    predicted: list[Ids] = []
+    told: list[_Told] = []
     drawn = _joined(source.draw(range(i, j)) for i, j in _chunks(episodes, 1000))
     sets: _Raw | _Embedded = _Raw(drawn, store, source.shape.ways)
     if isinstance(algorithm, EmbeddingAlgorithm):
@@ -94,13 +100,25 @@ def evaluate(
                 for start, stop in _chunks(last - first, size):
                     here = first + start, first + stop
                     logits = predictor.predict(*sets.of(*here), *here)
-                    predicted.append(_predicted(logits, algorithm.name))
+                    targets = drawn.query_labels[here[0] : here[1]]
+                    told.append(_told(logits, targets, algorithm))
                     if tick is not None:
                         tick(first + stop, episodes)
     finally:
         algorithm.train(was_training)
     classes = np.take_along_axis(drawn.classes, drawn.query_labels, axis=1)
-    return Outcome(drawn.query_labels, np.concatenate(predicted), classes)
+    predicted = np.concatenate([part.predicted for part in told])
+    surprise = _whole([part.surprise for part in told])
+    confidence = _whole([part.confidence for part in told])
+    return Outcome(drawn.query_labels, predicted, classes, surprise, confidence)
+
+
+class _Told(NamedTuple):
+    """What was predicted for some episodes, and how sure that was."""
+
+    predicted: Ids
+    surprise: Codes | None
+    confidence: Codes | None
 
 
 class _Predictor:
@@ -290,10 +308,21 @@ def _in_chunks(
     return whole
 
 
-def _predicted(logits: Tensor, name: str) -> Ids:
+def _told(logits: Tensor, targets: Ids, algorithm: Algorithm) -> _Told:
     if not bool(torch.isfinite(logits).all()):
-        raise NotANumberError(f"{name} predicted values that are not finite")
-    return at_least_float32(logits).argmax(-1).cpu().numpy()
+        raise NotANumberError(f"{algorithm.name} predicted values that are not finite")
+    logits = at_least_float32(logits)
+    labels = logits.argmax(-1)
+    if algorithm.output != "logits":
+        return _Told(labels.cpu().numpy(), None, None)
+    log_p = torch.log_softmax(logits, dim=-1)
+    true = torch.from_numpy(targets).to(logits.device)
+    return _Told(labels.cpu().numpy(), codes_of(log_p, true), codes_of(log_p, labels))
+
+
+def _whole(parts: list[Codes | None]) -> Codes | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None
 
 
 def _joined(parts: Iterator[EpisodeIndices]) -> EpisodeIndices:

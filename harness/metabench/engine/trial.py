@@ -26,11 +26,15 @@ from metabench.engine.progress import Monitor, Progress, silent
 from metabench.engine.train import SharedPhases, train, train_shared_phase
 from metabench.engine.verify import depends_on_other_queries
 from metabench.episodes.bank import ClassBank
+from metabench.episodes.disjoint import DisjointSource
 from metabench.episodes.protocol import Protocol
 from metabench.episodes.source import EpisodeSource, protocol_key
 from metabench.errors import PluginError
 
 log = logging.getLogger("metabench.cell")
+
+FEWEST_DISJOINT = 2
+"""Disjoint episodes below which nothing can be said about their spread."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,13 @@ class Tested(NamedTuple):
 
     Attributes:
         outcome: of the test episodes.
+        disjoint: of the disjoint episodes; None where the data allow fewer than two.
         inference: as verified.
         locked: the weights that were tested.
     """
 
     outcome: Outcome
+    disjoint: Outcome | None
     inference: Inference
     locked: dict[str, Tensor]
 
@@ -212,7 +218,7 @@ class Trial:
     # Test.
 
     def test(self, algorithm: Algorithm, monitor: Monitor = silent) -> Tested:
-        """Lock the weights, run the test episodes once, and verify the inference mode.
+        """Lock the weights, run test and disjoint episodes once, verify the inference mode.
 
         Raises:
             PluginError: the test changed the weights.
@@ -226,6 +232,9 @@ class Trial:
         inference = algorithm.inference_mode(self.blueprint.algorithm_hp)
         with self.computing(self.engines.test):
             outcome = evaluate(algorithm, source, items, self.protocol.episodes, "test", tick)
+            apart, disjoint = DisjointSource(self.banks["test"], self.protocol), None
+            if apart.count >= FEWEST_DISJOINT:
+                disjoint = evaluate(algorithm, apart, items, apart.count, "test")
             why = ""
             if inference == "inductive":
                 why = depends_on_other_queries(algorithm, source, items, precision=self.precision)
@@ -233,7 +242,7 @@ class Trial:
             log.warning("declared inductive, found transductive: %s", why)
             inference = "transductive"
         _check_unchanged(algorithm, locked)
-        return Tested(outcome, inference, locked)
+        return Tested(outcome, disjoint, inference, locked)
 
     def _store(self, bank: ClassBank) -> ItemStore:
         return ItemStore(bank, self.item, self.device)

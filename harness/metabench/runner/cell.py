@@ -25,7 +25,16 @@ from metabench.runner.shared import StoredPhases
 from metabench.store.files import write_bytes, write_json
 from metabench.store.keys import refit_key
 from metabench.store.partial import Partial
-from metabench.store.record import CHECKPOINT, CURVE, EPISODES, LOG, RUN, CellRecord, Result
+from metabench.store.record import (
+    CHECKPOINT,
+    CURVE,
+    DISJOINT,
+    EPISODES,
+    LOG,
+    RUN,
+    CellRecord,
+    Result,
+)
 from metabench.store.results import EpisodeResults
 from metabench.store.store import Store
 from metabench.store.tensors import write_tensors
@@ -101,12 +110,14 @@ class CellRun:
         tested = trial.test(algorithm, self._beating(partial))
         test_s = seconds() - started
         log.info("trained in %.1f s, tested in %.1f s", train_s, test_s)
-        outcome = tested.outcome
-        results = EpisodeResults(outcome.targets, outcome.predicted, outcome.classes)
+        outcome, results = tested.outcome, EpisodeResults.of(tested.outcome)
+        disjoint = EpisodeResults.of(tested.disjoint) if tested.disjoint else None
         info = run_info(self.bench.device, self.command, train_s=train_s, test_s=test_s)
 
         def build(folder: Path) -> None:
             results.to_parquet(folder / EPISODES)
+            if disjoint is not None:
+                disjoint.to_parquet(folder / DISJOINT)
             write_tensors(folder / CHECKPOINT, tested.locked)
             write_bytes(folder / CURVE, curve_csv(trained.curve))
             write_json(folder / RUN, info.model_dump(mode="json"))
@@ -122,6 +133,8 @@ class CellRun:
             train_items=trained.items,
             budget=trained.steps,
             figures=trained.figures,
+            predictions=results.digest,
+            disjoint=disjoint.digest if disjoint else "",
         )
         return self.store.publish(
             identity,

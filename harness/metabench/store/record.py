@@ -21,6 +21,7 @@ from metabench.store.keys import SCHEMA, CellIdentity, Identity, PhaseIdentity
 RECORD = "record.json"
 RUN = "run.json"
 EPISODES = "episodes.parquet"
+DISJOINT = "disjoint.parquet"
 CHECKPOINT = "checkpoint.safetensors"
 CURVE = "training.csv"
 LOG = "log.txt"
@@ -61,7 +62,12 @@ class Result(_Model):
         train_items: items seen in training, repetitions counted, shared phases included.
         budget: meta-steps.
         figures: what the algorithm measured of itself on meta-validation, by name; it decides
-            nothing, and is left out of the file where there is none.
+            nothing.
+        predictions: `EpisodeResults.digest` of `episodes.parquet`, and
+        disjoint: of `disjoint.parquet`, empty where the data allow none; by these the numbers
+            are known again in another file.
+
+    The last three are left out of the file where there is nothing in them.
     """
 
     score: float
@@ -72,13 +78,14 @@ class Result(_Model):
     train_items: Count
     budget: Count
     figures: dict[str, float] = {}
+    predictions: str = ""
+    disjoint: str = ""
 
     @model_serializer(mode="wrap")
-    def _without_no_figures(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = dump(self)
-        if not self.figures:
-            fields.pop("figures", None)
-        return fields
+        late = ("figures", "predictions", "disjoint")
+        return {k: v for k, v in fields.items() if v or k not in late}
 
 
 class PhaseResult(_Model):

@@ -15,6 +15,7 @@ from metabench.store import files, leftovers, partial, suites
 from metabench.store.keys import SCHEMA, CellIdentity, PhaseIdentity, refit_key
 from metabench.store.machine import unique_name
 from metabench.store.record import (
+    DISJOINT,
     EPISODES,
     LOG,
     RUN,
@@ -142,12 +143,16 @@ class Store:
         Raises:
             StoreError: there is no such cell, or its file can't be read.
         """
-        path = self.folder(key) / EPISODES
-        with files.storing(path):
-            try:
-                return EpisodeResults.from_parquet(path)
-            except ValueError as error:
-                raise StoreError(f"{path}: {error}", "run the suite again") from error
+        return _results(self.folder(key) / EPISODES)
+
+    def disjoint(self, key: str) -> EpisodeResults | None:
+        """The predictions of a finished cell for disjoint episodes; None where it has none.
+
+        Raises:
+            StoreError: its file can't be read.
+        """
+        path = self.folder(key) / DISJOINT
+        return _results(path) if path.exists() else None
 
     def run_info(self, key: str) -> RunInfo:
         """How and on what a finished cell or shared phase ran; empty where that was lost."""
@@ -334,3 +339,11 @@ def _timing_name(machine: str) -> str:
     if not machine or not all(c.isalnum() or c in "-_" for c in machine):
         raise ValueError(f"{machine!r} is no machine's name")
     return f"{machine}.json"
+
+
+def _results(path: Path) -> EpisodeResults:
+    with files.storing(path):
+        try:
+            return EpisodeResults.from_parquet(path)
+        except ValueError as error:
+            raise StoreError(f"{path}: {error}", "run the suite again") from error

@@ -15,6 +15,7 @@ from metabench.api.items import Items, PyTree, Support
 from metabench.engine import chunks
 from metabench.engine import evaluate as module
 from metabench.engine.evaluate import evaluate
+from metabench.engine.probabilities import decode, encode
 from metabench.episodes.protocol import Rotation
 from metabench.episodes.source import EpisodeIndices, EpisodeSource
 from metabench.errors import NotANumberError
@@ -24,8 +25,8 @@ from metabench.errors import NotANumberError
 def logits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """All logits that evaluation turns into predictions."""
     seen: list[Tensor] = []
-    turn = module._predicted
-    monkeypatch.setattr(module, "_predicted", lambda x, name: (seen.append(x), turn(x, name))[1])
+    told = module._told
+    monkeypatch.setattr(module, "_told", lambda x, *rest: (seen.append(x), told(x, *rest))[1])
     return seen
 
 
@@ -61,6 +62,36 @@ def test_chunk_sizes_change_no_prediction(
         assert np.array_equal(world.evaluate(algorithm, 30).predicted, expected)
         assert len(logits) == -(-30 // episodes)
         torch.testing.assert_close(torch.cat(logits), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_probabilities_are_kept_of_logits_and_not_of_scores(world, logits: list[Tensor]) -> None:
+    outcome = world.evaluate(world.make(world.Nearest), 20)
+    p = torch.softmax(torch.cat(logits).double(), dim=-1).numpy()
+    for codes, labels in (
+        (outcome.surprise, outcome.targets),
+        (outcome.confidence, outcome.predicted),
+    ):
+        expected = -np.log(np.take_along_axis(p, labels[..., None], axis=-1)[..., 0])
+        # Half a code off at the most.
+        assert np.abs(np.sqrt(decode(codes)) - np.sqrt(expected)).max() < 0.5 / 20 + 1e-3
+    assert (outcome.confidence <= outcome.surprise).all()
+    right = outcome.predicted == outcome.targets
+    assert np.array_equal(outcome.confidence[right], outcome.surprise[right])
+
+    class Scores(world.Nearest):  # type: ignore[misc, name-defined]
+        name = "nearest-scores"
+        output = "scores"
+
+    outcome = world.evaluate(world.make(Scores), 20)
+    assert outcome.surprise is outcome.confidence is None
+
+
+def test_codes_stand_for_likelihoods_from_sure_to_impossible() -> None:
+    nll = np.array([0.0, 1e-4, 0.5, 2.0, 100.0, 1e6])
+    assert np.allclose(decode(encode(nll))[2:5], nll[2:5], rtol=0.08)
+    assert encode(nll)[0] == encode(nll)[1] == 0
+    assert encode(nll)[-1] == 255
+    assert np.array_equal(encode(decode(np.arange(256, dtype=np.uint8))), np.arange(256))
 
 
 class PartsNoted(Algorithm):

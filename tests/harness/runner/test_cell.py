@@ -10,7 +10,7 @@ from metabench.engine.numerics import seed_all
 from metabench.runner.bench import Workbench
 from metabench.runner.cell import TimedCheckpoints
 from metabench.store.partial import claim
-from metabench.store.record import CHECKPOINT, CURVE, EPISODES, LOG, RECORD, RUN
+from metabench.store.record import CHECKPOINT, CURVE, DISJOINT, EPISODES, LOG, RECORD, RUN
 from metabench.store.tensors import read_tensors
 
 REFIT = 'name = "protonet"\nrecipe = {refit = true}'
@@ -21,10 +21,14 @@ def test_a_cell_leaves_what_tables_and_people_need(ask, classes) -> None:
     [key] = experiment.outcome.plan.keys
     folder, record = experiment.store.folder(key), experiment.store.find(key)
     assert record is not None
-    assert set(record.files) == {EPISODES, CHECKPOINT, CURVE}
+    assert set(record.files) == {EPISODES, DISJOINT, CHECKPOINT, CURVE}
     assert {p.name for p in folder.iterdir()} == {*record.files, RECORD, RUN, LOG, "timing"}
     result = record.result
     assert result.score == experiment.store.episodes(key).scores("accuracy").mean()
+    assert result.predictions == experiment.store.episodes(key).digest
+    disjoint = experiment.store.disjoint(key)
+    assert disjoint is not None
+    assert result.disjoint == disjoint.digest != result.predictions
     assert (result.episodes, result.budget) == (10, 12)
     assert result.train_items == 12 * 5 * (1 + 3)
     with (folder / CURVE).open() as file:

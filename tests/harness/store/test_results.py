@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,31 @@ def test_results_survive_the_file(tmp_path_factory, episodes, queries, seed):
     for name in ("targets", "predictions", "classes"):
         assert np.array_equal(getattr(again, name), getattr(results, name))
     assert np.array_equal(again.scores("accuracy"), results.scores("accuracy"))
+
+
+def test_codes_survive_the_file_and_are_in_the_digest(tmp_path, make_results):
+    plain = make_results(episodes=3)
+    codes = np.arange(plain.targets.size, dtype=np.uint8).reshape(plain.targets.shape)
+    coded = replace(plain, surprise=codes, confidence=codes // 2)
+    coded.to_parquet(tmp_path / "episodes.parquet")
+    again = EpisodeResults.from_parquet(tmp_path / "episodes.parquet")
+    assert np.array_equal(again.surprise, codes)
+    assert np.array_equal(again.confidence, codes // 2)
+    assert again.digest == coded.digest != plain.digest
+    assert again.queries_digest == plain.queries_digest
+    with pytest.raises(ValueError, match="both"):
+        replace(plain, surprise=codes)
+
+
+def test_a_digest_tells_any_change_and_no_change_of_the_file(make_results):
+    results = make_results(episodes=3)
+    assert replace(results, targets=results.targets.astype(np.int16)).digest == results.digest
+    for name in ("targets", "predictions", "classes"):
+        changed = getattr(results, name).copy()
+        changed[1, 2] += 1
+        assert replace(results, **{name: changed}).digest != results.digest
+        if name != "predictions":
+            assert replace(results, **{name: changed}).queries_digest != results.queries_digest
 
 
 def test_accuracy_is_the_fraction_of_queries_that_were_right():
