@@ -5,50 +5,51 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
+from metabench.stats.differences import ALPHA, Runs, all_pairs
 from metabench.stats.intervals import FEWEST_SEEDS
 
-DECIMALS = 4
-"""Scores that print alike are tied."""
 
-
-class Rankable(NamedTuple):
+class Contender(NamedTuple):
     """What a rank depends on.
 
     Attributes:
         group: rows are ranked within equal groups: suite, dataset, protocol digest, metric and
             inference mode (inductive and transductive rows never share a ranking).
-        score: higher is better; None where there is none.
-        seeds: training runs behind it.
+        runs: (E,) scores of each training seed; within a group all on the same episodes.
         status: `ok`, or what went wrong.
     """
 
     group: Hashable
-    score: float | None
-    seeds: int
+    runs: Runs
     status: str
 
 
-def ranks(rows: Sequence[Rankable]) -> list[int | None]:
-    """The rank of each row, 1 for the best; ties share the better rank, and the next is skipped.
+def ranks(rows: Sequence[Contender]) -> list[int | None]:
+    """Of each row: 1 + the number of rows of its group that are significantly better.
 
-    A row of fewer than 3 seeds, one that isn't `ok` and one without a score have no rank, and
-    don't count for those of others.
+    Significant is a p below .05, corrected by Holm for all pairs of the group that are ranked
+    (`all_pairs`); rows that can't be told apart don't count for each other. So several rows may
+    share rank 1, and being tied goes not on from pair to pair: a row may be tied with two that
+    differ. A row of fewer than 3 seeds and one that isn't `ok` have no rank, and don't count for
+    those of others; two rows with fewer than 3 seeds in common are not told apart.
+
+    One more row widens what is corrected for, and its spread of seeds goes into the pool: it can
+    make two others tied that were told apart.
+
+    Raises:
+        ValueError: rows of one group were tested on other numbers of episodes, on fewer than two,
+            or have a score that is not finite.
     """
-    scores = [_comparable(row) for row in rows]
-    return [
-        None
-        if score is None
-        else 1
-        + sum(
-            other is not None and rival.group == row.group and other > score
-            for rival, other in zip(rows, scores, strict=True)
-        )
-        for row, score in zip(rows, scores, strict=True)
-    ]
-
-
-def _comparable(row: Rankable) -> float | None:
-    """The score as it prints, or None where the row is not ranked."""
-    if row.status != "ok" or row.score is None or row.seeds < FEWEST_SEEDS:
-        return None
-    return round(row.score, DECIMALS)
+    places: dict[Hashable, list[int]] = {}
+    for place, row in enumerate(rows):
+        if row.status == "ok" and len(row.runs) >= FEWEST_SEEDS:
+            places.setdefault(row.group, []).append(place)
+    found: list[int | None] = [None] * len(rows)
+    for group in places.values():
+        better = [0] * len(group)
+        for (i, j), pair in all_pairs([rows[place].runs for place in group]).items():
+            if pair.basis != "these checkpoints" and pair.p_holm < ALPHA:
+                better[j if pair.difference > 0 else i] += 1
+        for place, count in zip(group, better, strict=True):
+            found[place] = 1 + count
+    return found
