@@ -30,9 +30,9 @@ test-all: $(VENV)/.ready-test  ## Run all tests, the slow ones too
 bench: $(VENV)/.ready-test  ## Time everything that is registered, and save the times
 	$(BIN)/metabench bench -- --benchmark-autosave $(BENCH)
 
-bench-peers: $(VENV)/.ready-peers  ## Compare with other libraries, and write leaderboards/speed.csv
+bench-peers: $(VENV)/.ready-peers  ## Compare with other libraries, and write leaderboards/measurements/speed.csv
 	METABENCH_DATA=$(PEERS_DATA) $(BIN)/python -m metabench.testing.peers \
-	  --out leaderboards/speed.csv $(PEERS)
+	  --out leaderboards/measurements/speed.csv $(PEERS)
 
 lint: $(VENV)/.ready-test  ## Check style, types, import directions and the tree
 	BIN=$(BIN) ci/lint

@@ -83,7 +83,7 @@ def test_the_table_of_the_readme_is_of_the_rows_that_are_published() -> None:
 
 def test_the_scores_of_the_readme_are_those_that_were_checked() -> None:
     """Of its one seed: `fewshot-check.csv` has them, but for pixels, which no seed changes."""
-    shown, checked = by_row(readme_rows()), by_row(read("fewshot-check.csv"))
+    shown, checked = by_row(readme_rows()), by_row(read("measurements/fewshot-check.csv"))
     pixels = {key: row for key, row in by_row(read("fewshot.csv")).items() if row["budget"] == "0"}
     assert all(row["seed_std"] == "0.0000" for row in pixels.values())
     assert shown.keys() == checked.keys() | pixels.keys()

@@ -61,6 +61,12 @@ class StoreError(MetabenchError):
     """A result folder that cannot be read or written."""
 
 
+class EvidenceError(MetabenchError):
+    """Something published or handed in that isn't what it says, or can't be read."""
+
+    exit_code = 1
+
+
 class NotANumberError(MetabenchError):
     """A loss, a prediction or a parameter that is not finite."""
 

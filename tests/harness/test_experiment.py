@@ -16,6 +16,7 @@ import metabench
 from metabench.engine import apart
 from metabench.errors import PluginError, UnknownNameError, UsageError
 from metabench.experiment.prepared import prepare
+from metabench.plugins import registry
 
 CLASS = """
 import torch
@@ -176,6 +177,20 @@ def test_cores_are_shared_out_unless_workers_are_counted() -> None:
     assert prepare("smoke", jobs="auto", **asked).options.threads is None
     with pytest.raises(UsageError, match="threads = 0 is no number of cores"):
         prepare("smoke", threads=0, **asked)
+
+
+def test_a_registered_algorithm_that_the_suite_lacks_is_added_as_it_is_by_default(caplog) -> None:
+    asked = prepare("fewshot", algorithms=["gnn", "proto*"], seeds=1)
+    added = {cell.algorithm.name: cell for cell in asked.cells if cell.protocol.shots == 1}
+    assert added.keys() == {"gnn", "proto-maml", "protonet"}
+    assert added["gnn"].variant == ""
+    assert added["gnn"].protocol == added["protonet"].protocol
+    assert added["gnn"].recipe.steps == registry().get("algorithm", "gnn").load().recipe.steps
+    assert [record.message for record in caplog.records] == [
+        "suite fewshot does not name gnn: it comes as its plugin has it by default, on conv4-32"
+    ]
+    with pytest.raises(UsageError, match="'gn'"):
+        prepare("fewshot", algorithms="gn")
 
 
 def test_seeds_of_two_precisions_are_no_row(caplog) -> None:

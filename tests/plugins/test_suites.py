@@ -71,7 +71,7 @@ PROTOCOLS = {
 }
 SUITES = sorted(PROTOCOLS)
 CI = Path(__file__).parents[2] / "ci"
-LEADERBOARDS = CI.parent / "leaderboards"
+MEASUREMENTS = CI.parent / "leaderboards" / "measurements"
 WHOLE = ["fewshot-full", "smoke"]
 """Suites that have every built-in algorithm."""
 STANDING = ["fewshot", "fewshot-full", "omniglot", "omniglot-quick", "smoke"]
@@ -171,7 +171,7 @@ def test_the_suites_over_drawings_share_their_supervised_training():
 
 def test_fewshot_full_has_the_settings_that_did_best_on_validation():
     """Each trial is a candidate, each candidate a trial, and the suite runs the best."""
-    with (LEADERBOARDS / "fewshot-full-settings.csv").open(encoding="utf-8") as file:
+    with (MEASUREMENTS / "fewshot-full-settings.csv").open(encoding="utf-8") as file:
         trials = list(csv.DictReader(file))
     rows = tomllib.loads((CI / "candidates.toml").read_text(encoding="utf-8"))
     for protocol in {trial["protocol"] for trial in trials}:

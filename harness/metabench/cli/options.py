@@ -136,7 +136,8 @@ _FILTERS = (
         "algorithms",
         multiple=True,
         shell_complete=complete.names_of("algorithm"),
-        help="Only these: a name, or name/variant.",
+        help="Only these: a name, or name/variant. A registered one that the suite does not name is"
+        " added to it.",
     ),
     click.option(
         "-b",

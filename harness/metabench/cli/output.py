@@ -25,7 +25,8 @@ NARROWEST = 20
 """Folded text gets this many characters a line, or it can't be read."""
 # fmt: off
 DISPENSABLE = (
-    "budget", "train_s", "predict_ms", "adapt_ms", "seeds", "seed_std", "device",  # leaderboards
+    "trust", "nll", "worst_episodes", "worst_class", "budget", "train_s", "predict_ms",
+    "adapt_ms", "ece", "ci95_items", "ci95_classes", "seeds", "seed_std", "device",  # leaderboards
     "plugin", "path",  # lists
 )
 # fmt: on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import numbers
 import sys
@@ -30,6 +31,8 @@ from metabench.store.store import MARK, Store
 
 if TYPE_CHECKING:
     from metabench.api.algorithm import Algorithm
+
+log = logging.getLogger("metabench.runner")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -128,9 +131,8 @@ def prepare(
     classes = tuple(a for a in wanted if isinstance(a, type))
     known = registry(strict=True) if strict_plugins else registry()
     opened = open_suite(str(suite), known)
-    if classes:
-        known = known.with_classes(classes)
-        opened = opened.with_algorithms([cls.name for cls in classes])
+    known = known.with_classes(classes) if classes else known
+    opened = opened.with_algorithms(_added(opened, known, wanted))
     filters = Filters(
         algorithms=[a if isinstance(a, str) else a.name for a in wanted],
         backbones=_listed(backbones),
@@ -162,6 +164,18 @@ def prepare(
         classes=classes,
     )
     return Prepared(opened, str(suite), known, cells, options, watch)
+
+
+def _added(suite: Suite, known: Registry, wanted: Sequence[str | type[Algorithm]]) -> list[str]:
+    """The classes, and what was asked for by name, is registered, and isn't in the suite."""
+    there = {entry.name for entry in suite.algorithms}
+    names = [a for a in wanted if isinstance(a, str) and a in known.algorithms and a not in there]
+    for name in names:
+        log.warning(
+            "suite %s does not name %s: it comes as its plugin has it by default, on %s",
+            *(suite.name, name, suite.backbones[0].label),
+        )
+    return [*names, *(a.name for a in wanted if isinstance(a, type))]
 
 
 def with_signature_of(

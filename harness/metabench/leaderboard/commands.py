@@ -23,6 +23,19 @@ def cell_command(noted: str) -> str:
     return plain(ast.unparse(call)) if call else ""
 
 
+def published_command(noted: str) -> str:
+    """The noted line with the suite's file by its name only; empty if it's no run."""
+    words = _words(noted)
+    if "--suite" in words[:-1]:
+        at = words.index("--suite") + 1
+        words[at] = PurePath(words[at]).name
+        return plain(shlex.join(words))
+    call = _call(noted)
+    if call is not None and call.args and isinstance(call.args[0], ast.Constant):
+        call.args[0] = ast.Constant(PurePath(str(call.args[0].value)).name)
+    return plain(ast.unparse(call)) if call else ""
+
+
 def suite_of(line: str) -> str:
     """The suite's name or file in a line that `cell_command` gave; empty where it names none."""
     words = _words(line)

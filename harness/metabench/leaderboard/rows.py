@@ -5,25 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 
-import numpy as np
-from numpy.typing import NDArray
-
-from metabench.episodes.digest import digest, digest_bytes, short
-from metabench.errors import StoreError
-from metabench.leaderboard.members import STATUSES, Labels, Member, Status, members
-from metabench.stats.intervals import RowSummary, row_summary
-from metabench.stats.ranks import DECIMALS, Rankable, ranks
+from metabench.episodes.digest import digest, short
+from metabench.leaderboard.members import STATUSES, Labels, Member, Status
+from metabench.leaderboard.numbers import NUMBERS, RowNumbers, row_numbers
+from metabench.leaderboard.source import Source, Trust
+from metabench.stats.ranks import Contender, ranks
 from metabench.store.keys import UNREAD, CellIdentity
-from metabench.store.machine import machine_id
 from metabench.store.record import CellRecord
-from metabench.store.store import Store
 
 log = logging.getLogger("metabench.leaderboard")
 
+DECIMALS = 4
+"""Rows stand in the order of their scores as they print."""
 _PROTOCOL = re.compile(r"(\d+)w(\d+)s(\d+)q")
 
 
@@ -40,11 +37,12 @@ class TableRow:
         members: its cells, by seed.
         status: `ok` if all of them are finished, else the worst of theirs.
         inference: as verified; transductive if any of its cells is; empty with none finished.
-        summary: score, ci95, seed_std; None unless the status is `ok`.
+        numbers: what its predictions come to; None unless the status is `ok`.
         seen: digest of the test episodes that were met; empty with none finished.
         adapt_ms, predict_ms: medians over its cells that were timed on one machine.
         train_s: seconds, mean over seeds, shared phases included.
         rank: among the rows that it may be compared with; see `ranked`.
+        trust: how far its numbers were checked; None unless the status is `ok`.
     """
 
     suite: str
@@ -52,12 +50,13 @@ class TableRow:
     members: tuple[Member, ...]
     status: Status
     inference: str = ""
-    summary: RowSummary | None = None
+    numbers: RowNumbers | None = None
     seen: str = ""
     adapt_ms: float | None = None
     predict_ms: float | None = None
     train_s: float | None = None
     rank: int | None = None
+    trust: Trust | None = None
 
     @property
     def records(self) -> list[CellRecord]:
@@ -72,7 +71,7 @@ class TableRow:
     @property
     def score(self) -> float | None:
         """None unless every cell of the row is finished."""
-        return self.summary.score if self.summary else None
+        return self.numbers.summary.score if self.numbers else None
 
     @property
     def dataset_digest(self) -> str:
@@ -94,7 +93,8 @@ class TableRow:
 
     def to_dict(self) -> dict[str, object]:
         """The row as a table has it; the keys are its columns, in their order."""
-        identity, summary, labels = self.identity, self.summary, self.labels
+        identity, labels = self.identity, self.labels
+        numbers = self.numbers.columns() if self.numbers else dict.fromkeys(NUMBERS)
         return {
             "suite": self.suite,
             "dataset": labels.dataset,
@@ -104,12 +104,11 @@ class TableRow:
             "backbone": labels.backbone,
             "inference": self.inference or None,
             "metric": labels.metric,
-            "score": self.score,
-            "ci95": summary.ci95 if summary else None,
-            "seed_std": summary.seed_std if summary else None,
+            **{name: numbers[name] for name in NUMBERS[:4]},
             "seeds": len(self.records),
             "episodes": identity.protocol.get("episodes") if identity else None,
             "rank": self.rank,
+            **{name: numbers[name] for name in NUMBERS[4:]},
             "adapt_ms": self.adapt_ms,
             "predict_ms": self.predict_ms,
             "train_s": self.train_s,
@@ -122,19 +121,21 @@ class TableRow:
             "dataset_digest": short("d", identity.dataset.digest) if identity else None,
             "recipe_digest": short("r", digest(identity.recipe)) if identity else None,
             "code_version": code_version(identity) if identity else None,
+            "trust": self.trust,
         }
 
     def _mean(self, count: Callable[[CellRecord], int]) -> int | None:
         """The same in every seed, but where each seed selects its own number of steps (refit)."""
-        return round(fmean(map(count, self.records))) if self.summary else None
+        return round(fmean(map(count, self.records))) if self.numbers else None
 
 
 # fmt: off
 COLUMNS = [
     "suite", "dataset", "protocol", "algorithm", "variant", "backbone", "inference", "metric",
-    "score", "ci95", "seed_std", "seeds", "episodes", "rank", "adapt_ms", "predict_ms", "train_s",
+    *NUMBERS[:4], "seeds", "episodes", "rank", *NUMBERS[4:], "adapt_ms", "predict_ms", "train_s",
     "train_items", "budget", "parameters", "status", "device",
     "protocol_digest", "dataset_digest", "recipe_digest", "code_version",
+    "trust",
 ]
 # fmt: on
 
@@ -147,32 +148,28 @@ def code_version(identity: CellIdentity) -> str:
     return short("c", digest(codes))
 
 
-def table_rows(store: Store, suite: str, machine: str | None = None) -> list[TableRow]:
+def table_rows(source: Source, suite: str) -> list[TableRow]:
     """The rows of a suite's table, ranked and in order.
 
-    Args:
-        machine: whose times are shown (`machine_id`); None: this machine's, with the device that a
-            cell ran on.
-
     Raises:
-        UnknownNameError: the suite was never run into this result folder.
+        UnknownNameError: the source has no suite of that name.
         StoreError: something can't be read, or doesn't fit together.
     """
     by_row: dict[tuple[str, ...], list[Member]] = {}
-    for member in members(store, suite):
+    for member in source.members(suite):
         by_row.setdefault(_row_key(member.labels), []).append(member)
     parts = [part for cells in by_row.values() for part in _alike(cells)]
-    rows = [_row(store, suite, cells, machine) for cells in parts]
+    rows = [_row(source, suite, cells) for cells in parts]
     _warn_of_other_episodes(rows)
     return sorted(ranked(rows), key=_order)
 
 
 def ranked(rows: Sequence[TableRow]) -> list[TableRow]:
     """The rows with their ranks, where they have one."""
-    rankable = [
-        Rankable(row.group, row.score, seeds=len(row.members), status=row.status) for row in rows
+    contenders = [
+        Contender(row.group, row.numbers.runs if row.numbers else {}, row.status) for row in rows
     ]
-    return [replace(row, rank=rank) for row, rank in zip(rows, ranks(rankable), strict=True)]
+    return [replace(row, rank=rank) for row, rank in zip(rows, ranks(contenders), strict=True)]
 
 
 def _row_key(labels: Labels) -> tuple[str, ...]:
@@ -226,77 +223,45 @@ def _warn_of_change(parts: Sequence[Sequence[Member]]) -> None:
     )
 
 
-def _row(store: Store, suite: str, cells: Sequence[Member], machine: str | None) -> TableRow:
+def _row(source: Source, suite: str, cells: Sequence[Member]) -> TableRow:
     status = min((cell.status for cell in cells), key=STATUSES.index)
     row = TableRow(suite, cells[0].labels, tuple(cells), status)
     if not row.records:
         return row
-    scores, seen = zip(*(_episodes(store, record) for record in row.records), strict=True)
-    if len(set(seen)) > 1:
-        raise StoreError(
-            f"{row.labels.id}: the seeds of this row were tested on different episodes",
-            "run the suite again with --fresh",
-        )
+    numbers = row_numbers(source, row.labels.id, row.records)
     modes = {record.inference for record in row.records}
     row = replace(
-        row, inference="transductive" if "transductive" in modes else "inductive", seen=seen[0]
+        row, inference="transductive" if "transductive" in modes else "inductive", seen=numbers.seen
     )
     if status != "ok":
         return row
-    adapt_ms, predict_ms = _times(store, row.records, machine)
+    adapt_ms, predict_ms = _times(source, row.records)
     return replace(
         row,
-        summary=row_summary(np.stack(scores)),
+        numbers=numbers,
         adapt_ms=adapt_ms,
         predict_ms=predict_ms,
-        train_s=_train_s(store, row.records),
+        train_s=_train_s(source, row.records),
+        trust=source.trust(row.members),
     )
 
 
-def _episodes(store: Store, record: CellRecord) -> tuple[NDArray[np.float64], str]:
-    """(E,) scores of a finished cell, and the digest of the episodes that it met."""
-    results = store.episodes(record.key)
-    protocol = record.identity.protocol
-    if len(results.targets) != protocol.get("episodes"):
-        raise StoreError(
-            f"cell {record.key} has {len(results.targets)} test episodes, its protocol has"
-            f" {protocol.get('episodes')}",
-            "run the suite again with --fresh",
-        )
-    splits = record.identity.dataset.classes.encode()
-    seen = digest_bytes(results.targets.tobytes(), results.classes.tobytes(), splits).hex()
-    return results.scores(str(protocol.get("metric"))), seen
-
-
-def _times(
-    store: Store, records: Sequence[CellRecord], machine: str | None
-) -> tuple[float | None, float | None]:
+def _times(source: Source, records: Sequence[CellRecord]) -> tuple[float | None, float | None]:
     """Medians of adapt_ms and predict_ms over the cells that were timed on the machine."""
-    found = []
-    for record in records:
-        # A device's name is its type on the CPU, and needs PyTorch to be found out elsewhere.
-        place = machine or machine_id(store.run_info(record.key).device)
-        times = store.read_timing(record.key, place)
-        if times is not None:
-            found.append(times)
+    found = [times for record in records if (times := source.times(record)) is not None]
     return _median(found, "adapt_ms"), _median(found, "predict_ms")
 
 
-def _median(tables: Sequence[dict[str, object]], name: str) -> float | None:
+def _median(tables: Sequence[Mapping[str, object]], name: str) -> float | None:
     values = [v for table in tables if isinstance(v := table.get(name), int | float)]
     return float(median(values)) if values else None
 
 
-def _train_s(store: Store, records: Sequence[CellRecord]) -> float | None:
-    """Mean over seeds of the seconds of training, with those of the shared phases under it."""
-    seconds = []
-    for record in records:
-        parts = [store.run_info(key).train_s for key in (record.key, *record.phases)]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        seconds.append(sum(known))
-    return fmean(seconds)
+def _train_s(source: Source, records: Sequence[CellRecord]) -> float | None:
+    """Mean over seeds of the seconds of training."""
+    seconds = [source.train_s(record) for record in records]
+    known = [part for part in seconds if part is not None]
+    return fmean(known) if known and len(known) == len(seconds) else None
 
 
 def _warn_of_other_episodes(rows: Sequence[TableRow]) -> None:

@@ -6,23 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from metabench.leaderboard.ranking import ranking_note
 from metabench.leaderboard.rows import TableRow
 from metabench.rendering import Row
-from metabench.stats.intervals import FEWEST_SEEDS
 
 # fmt: off
 READABLE = [
-    "rank", "algorithm", "variant", "backbone", "score", "ci95", "seed_std", "seeds", "adapt_ms",
-    "predict_ms", "train_s", "budget", "device", "recipe_digest", "code_version", "status",
+    "rank", "algorithm", "variant", "backbone", "score", "ci95", "seed_std", "ci95_items",
+    "ci95_classes", "worst_class", "worst_episodes", "ece", "nll", "seeds", "adapt_ms",
+    "predict_ms", "train_s", "budget", "device", "recipe_digest", "code_version", "status", "trust",
 ]
 # fmt: on
 LEGEND = (
-    "score: mean over test episodes and seeds; ci95: half-width of its 95% interval over episodes,"
-    " which says nothing about other training runs; seed_std: spread over training seeds;"
-    " adapt_ms, predict_ms: one episode; train_s: one training run, shared phases included."
+    "rank: 1 + the rows of the table that are significantly better, over training seeds and"
+    " episodes, corrected for all pairs (Holm). score: mean over test episodes and seeds."
+    " ci95: half-width of its 95% interval over episodes of these classes and items; it says"
+    " nothing of other training runs. seed_std: spread over training seeds. ci95_items,"
+    " ci95_classes: half-widths of the 95% intervals for new items of these classes, and for new"
+    " classes of their population, from disjoint episodes. worst_class: lowest recall of a class."
+    " worst_episodes: mean of the worst 5% of episodes. ece, nll: calibration error and negative"
+    " log-likelihood, where there are probabilities. adapt_ms, predict_ms: one episode; train_s:"
+    " one training run, shared phases included. trust: self-reported, recomputed (it follows from"
+    " its predictions), or reproduced (run again, with the same predictions)."
 )
-FEW_SEEDS = "1 or 2 seeds: these checkpoints only, nobody is ranked."
-SOME_FEW_SEEDS = "Rows of 1 or 2 seeds speak of these checkpoints only, and are not ranked."
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,7 @@ def status_text(row: TableRow) -> str:
 
 
 def _note(rows: Sequence[TableRow]) -> str:
-    few = [len(row.members) < FEWEST_SEEDS for row in rows if row.summary]
-    seeds = FEW_SEEDS if few and all(few) else SOME_FEW_SEEDS if any(few) else ""
-    parts = [seeds]
+    parts = [ranking_note(rows)]
     if any(row.status != "ok" for row in rows):
         parts.append("A row of which a training run failed or is missing has no score.")
     return " ".join(filter(None, parts))

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from metabench.leaderboard.across import across_sections
 from metabench.leaderboard.commands import row_command
 from metabench.leaderboard.rows import COLUMNS, TableRow, table_rows
 from metabench.leaderboard.sections import LEGEND, Section, sections
+from metabench.leaderboard.source import Source, StoreSource
 from metabench.rendering import markdown_cell, to_csv, to_markdown
 from metabench.store.files import replace_bytes, storing
 from metabench.store.machine import unique_name
@@ -37,7 +39,7 @@ def leaderboard(store: Store, suite: str, machine: str | None = None) -> list[di
         UnknownNameError: the suite was never run into this result folder.
         StoreError: something can't be read, or doesn't fit together.
     """
-    return [row.to_dict() for row in table_rows(store, suite, machine)]
+    return [row.to_dict() for row in table_rows(StoreSource(store, machine), suite)]
 
 
 def write_leaderboard(store: Store, suite: str) -> tuple[Path, Path]:
@@ -49,14 +51,15 @@ def write_leaderboard(store: Store, suite: str) -> tuple[Path, Path]:
     Raises:
         UnknownNameError, StoreError: as `leaderboard`; or they can't be written.
     """
-    rows = table_rows(store, suite)
+    source = StoreSource(store)
+    rows = table_rows(source, suite)
     folder = store.root / FOLDER
     name = quote(suite, safe=" ")
     csv, markdown = folder / f"{name}.csv", folder / f"{name}.md"
     with storing(folder):
         folder.mkdir(exist_ok=True)
         replace_bytes(csv, leaderboard_csv(rows).encode(), unique_name())
-        replace_bytes(markdown, leaderboard_markdown(store, suite, rows).encode(), unique_name())
+        replace_bytes(markdown, leaderboard_markdown(source, suite, rows).encode(), unique_name())
     return csv, markdown
 
 
@@ -65,11 +68,12 @@ def leaderboard_csv(rows: Sequence[TableRow]) -> str:
     return to_csv([row.to_dict() for row in rows], COLUMNS)
 
 
-def leaderboard_markdown(store: Store, suite: str, rows: Sequence[TableRow]) -> str:
+def leaderboard_markdown(source: Source, suite: str, rows: Sequence[TableRow]) -> str:
     """The columns that people read, a table for what may be compared; how to run it again."""
-    parts = [f"# {markdown_cell(suite)}", *map(_section, sections(rows)), LEGEND]
-    parts += _again(store, rows)
-    parts.append(_versions(store, rows))
+    parts = [f"# {markdown_cell(suite)}", *map(_section, sections(rows))]
+    parts += [*map(_section, across_sections(rows)), LEGEND]
+    parts += _again(source, rows)
+    parts.append(_versions(source, rows))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -79,8 +83,8 @@ def _section(section: Section) -> str:
     return "\n\n".join(filter(None, [f"## {title}", facts, section.note, table]))
 
 
-def _again(store: Store, rows: Sequence[TableRow]) -> list[str]:
-    commands = [command for row in rows if (command := _command(store, row))]
+def _again(source: Source, rows: Sequence[TableRow]) -> list[str]:
+    commands = [command for row in rows if (command := _command(source, row))]
     if not commands:
         return []
     # A backtick could end the block.
@@ -88,9 +92,9 @@ def _again(store: Store, rows: Sequence[TableRow]) -> list[str]:
     return ["## How to run it again", AGAIN, "\n".join(["```sh", *lines, "```"])]
 
 
-def _command(store: Store, row: TableRow) -> str:
+def _command(source: Source, row: TableRow) -> str:
     """The line that runs a row again, all its seeds; empty where nothing of it was ever run."""
-    infos = [store.run_info(record.key) for record in row.records]
+    infos = [source.run_info(record.key) for record in row.records]
     infos += [member.failed.run for member in row.members if member.failed is not None]
     if row.identity is None or not infos:
         return ""
@@ -101,11 +105,11 @@ def _command(store: Store, row: TableRow) -> str:
     return row_command(noted, seeds, numerics.device, numerics.engine, numerics.dtype)
 
 
-def _versions(store: Store, rows: Sequence[TableRow]) -> str:
+def _versions(source: Source, rows: Sequence[TableRow]) -> str:
     records = [record for row in rows for record in row.records]
     if not records:
         return ""
-    own = sorted({store.run_info(record.key).metabench for record in records} - {""})
+    own = sorted({source.run_info(record.key).metabench for record in records} - {""})
     torch = sorted({record.identity.numerics.torch for record in records})
     text = f"metabench {', '.join(own) or 'of unknown version'} and torch {', '.join(torch)}"
     return f"Made with {markdown_cell(text)}."

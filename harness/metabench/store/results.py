@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from metabench.engine.metrics import Scores, metric
 from metabench.engine.probabilities import Codes
 from metabench.episodes.digest import digest_bytes
 from metabench.store.files import write_bytes
+from metabench.store.parquet import Column, narrow, parquet_bytes, parquet_columns
 
 if TYPE_CHECKING:
     from metabench.engine.evaluate import Outcome
@@ -95,30 +95,17 @@ class EpisodeResults:
 
     def to_bytes(self) -> bytes:
         """The content of the Parquet file."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         episodes, queries = self.targets.shape
-        columns: dict[str, NDArray[Any]] = {
+        columns: dict[str, Column] = {
             "episode": np.repeat(np.arange(episodes, dtype=np.int32), queries),
             "query": np.tile(np.arange(queries, dtype=np.int16), episodes),
-            "target": _narrow(self.targets, np.int16),
-            "predicted": _narrow(self.predictions, np.int16),
-            "class_id": _narrow(self.classes, np.int32),
+            "target": narrow(self.targets, np.int16),
+            "predicted": narrow(self.predictions, np.int16),
+            "class_id": narrow(self.classes, np.int32),
         }
         if self.surprise is not None and self.confidence is not None:
             columns |= {"surprise": self.surprise.ravel(), "confidence": self.confidence.ravel()}
-        table = pa.table(columns)
-        buffer = io.BytesIO()
-        pq.write_table(
-            table,
-            buffer,
-            compression="zstd",
-            use_dictionary=["target", "predicted", "class_id"],
-            column_encoding={"episode": "DELTA_BINARY_PACKED", "query": "DELTA_BINARY_PACKED"},
-            store_schema=False,
-        )
-        return buffer.getvalue()
+        return parquet_bytes(columns, counters=("episode", "query"))
 
     @classmethod
     def from_parquet(cls, path: Path) -> EpisodeResults:
@@ -128,15 +115,9 @@ class EpisodeResults:
             ValueError: it is no such file.
             OSError: it cannot be read.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        data = path.read_bytes()
         try:
-            table = pq.read_table(pa.BufferReader(data), use_threads=False)
-            there = [name for name in CODES if name in table.column_names]
-            columns = {name: table.column(name).to_numpy() for name in (*COLUMNS, *there)}
-        except (pa.ArrowException, KeyError, OSError) as error:
+            columns = parquet_columns(path.read_bytes(), COLUMNS, CODES)
+        except ValueError as error:
             raise ValueError(f"{path.name} holds no results of episodes: {error}") from error
         return _grid(columns, path.name)
 
@@ -157,11 +138,3 @@ def _grid(columns: dict[str, NDArray[Any]], name: str) -> EpisodeResults:
         classes=columns["class_id"].astype(np.int64).reshape(shape),
         **{n: columns[n].astype(np.uint8).reshape(shape) for n in CODES if n in columns},
     )
-
-
-def _narrow(values: Ints, dtype: type[np.signedinteger[Any]]) -> NDArray[Any]:
-    """The values, flat, in fewer bits; ValueError where they don't fit."""
-    narrow = np.ascontiguousarray(values, dtype=dtype).ravel()
-    if (narrow != values.ravel()).any():
-        raise ValueError(f"labels or class ids do not fit into {np.dtype(dtype).name}")
-    return narrow

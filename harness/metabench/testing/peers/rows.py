@@ -1,4 +1,4 @@
-"""The rows of leaderboards/speed.csv: a piece of work, ours, the peer's, and the ratio."""
+"""The rows of measurements/speed.csv: a piece of work, ours, the peer's, and the ratio."""
 
 from __future__ import annotations
 
