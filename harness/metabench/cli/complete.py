@@ -35,6 +35,11 @@ def suites(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[Com
     return _or_files([*_names(("suite",)), *_toml_files(typed)], typed)
 
 
+def rows(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Algorithms, for rows of a table; where none begins so, whatever paths the shell knows."""
+    return _or_files(_names(("algorithm",)), typed)
+
+
 def anything(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
     """All registered names, `KIND:NAME` for those of two kinds, and TOML files."""
     everything = [(kind, name) for kind in KINDS for name in _names((kind,))]
