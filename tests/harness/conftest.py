@@ -20,7 +20,7 @@ from metabench.store.keys import (
     PluginIdentity,
 )
 from metabench.store.machine import machine_id
-from metabench.store.record import Failure, PhaseResult, Result, RunInfo
+from metabench.store.record import DISJOINT, EPISODES, Failure, PhaseResult, Result, RunInfo
 from metabench.store.results import EpisodeResults
 from metabench.store.store import Store
 from metabench.store.suites import SuiteCell
@@ -66,8 +66,20 @@ class Results:
         command: str | None = None,
         label_protocol: Protocol | None = None,
         figures: Mapping[str, float] | None = None,
+        started: str = "2026-01-01T00:00:00+00:00",
+        disjoint: int = 0,
+        sure: bool = False,
+        luck: int = 0,
+        vouched: bool = True,
     ) -> str:
-        """Put a cell in, and note it for its suite; returns its key."""
+        """Put a cell in, and note it for its suite; returns its key.
+
+        Args:
+            disjoint: how many disjoint episodes it has.
+            sure: whether it gives probabilities.
+            luck: another one, and the same cell predicts otherwise.
+            vouched: whether its record has digests of its predictions, as those of today.
+        """
         identity = CellIdentity(
             protocol=protocol.identity,
             recipe=(recipe or Recipe(steps=800)).identity,
@@ -87,10 +99,15 @@ class Results:
             options = f"--dataset {dataset} --algorithm {algorithm} --backbone {backbone}"
             command = f"metabench run --suite {suite} {options} --seed {seed}"
         run = RunInfo(metabench="0.1.0", device=device, command=command, train_s=train_s)
+        run = run.model_copy(update={"started": started})
         if status == "ok":
-            results = made_up(protocol, identity.key, skill, episode_shift)
-            stated = dict(figures or {})
-            self._publish(identity, results, run, inference, budget, tuple(phases), stated)
+            results = made_up(protocol, identity.key, skill, episode_shift, luck, sure)
+            apart = protocol.model_copy(update={"episodes": disjoint})
+            parts = [results]
+            if disjoint:
+                parts.append(made_up(apart, identity.key, skill, episode_shift + 1, luck, sure))
+            result = _result(parts, budget, dict(figures or {}), vouched)
+            self._publish(identity, parts, run, inference, result, tuple(phases))
         elif status != "missing":
             failure = Failure(status=status, exception="ValueError", message=f"{named} broke")
             self.store.fail(identity, failure, run)
@@ -145,45 +162,64 @@ class Results:
     def _publish(
         self,
         identity: CellIdentity,
-        results: EpisodeResults,
+        parts: list[EpisodeResults],
         run: RunInfo,
         inference: str,
-        budget: int,
+        result: Result,
         phases: tuple[str, ...],
-        figures: dict[str, float],
     ) -> None:
         def build(folder: Path) -> None:
-            results.to_parquet(folder / "episodes.parquet")
+            for name, part in zip((EPISODES, DISJOINT), parts, strict=False):
+                part.to_parquet(folder / name)
             (folder / "run.json").write_text(json.dumps(run.model_dump(mode="json")))
             (folder / "log.txt").write_text("".join(f"line {n}\n" for n in range(50)))
 
-        # A score that no table may believe: tables compute it from the episodes.
-        result = Result(
-            score=0.999,
-            episodes=len(results.targets),
-            parameters=1896,
-            train_items=100 * budget,
-            budget=budget,
-            figures=figures,
-        )
         self.store.publish(identity, build, inference=inference, result=result, phases=phases)
-        self.predicted[identity.key] = results
+        self.predicted[identity.key] = parts[0]
+
+
+def _result(
+    parts: list[EpisodeResults], budget: int, figures: dict[str, float], vouched: bool
+) -> Result:
+    """A score that no table may believe: tables compute it from the episodes."""
+    digests = [part.digest for part in parts] if vouched else []
+    return Result(
+        score=0.999,
+        episodes=len(parts[0].targets),
+        parameters=1896,
+        train_items=100 * budget,
+        budget=budget,
+        figures=figures,
+        **dict(zip(("predictions", "disjoint"), digests, strict=False)),
+    )
 
 
 def _numerics(device: str) -> Numerics:
     return Numerics(dtype="float32", device=device, threads=1, engine="loop", torch="2.14")
 
 
-def made_up(protocol: Protocol, key: str, skill: float, shift: int = 0) -> EpisodeResults:
+def made_up(
+    protocol: Protocol,
+    key: str,
+    skill: float,
+    shift: int = 0,
+    luck: int = 0,
+    sure: bool = False,
+) -> EpisodeResults:
     """Predictions of a cell: the same episodes for all of a protocol, guesses of its own."""
     episodes = np.random.default_rng([int(protocol.digest[:8], 16), shift])
     shape = (protocol.episodes, protocol.ways * protocol.queries)
     targets = episodes.integers(0, protocol.ways, shape)
     classes = targets + 5 * episodes.integers(0, 10, (len(targets), 1))
-    own = np.random.default_rng(int(key[:8], 16))
+    own = np.random.default_rng([int(key[:8], 16), luck] if luck else int(key[:8], 16))
     right = own.random(shape) < skill
     predictions = np.where(right, targets, (targets + 1) % protocol.ways)
-    return EpisodeResults(targets, predictions, classes)
+    if not sure:
+        return EpisodeResults(targets, predictions, classes)
+    confidence = own.integers(0, 26, shape, dtype=np.uint8)
+    excess = own.integers(1, 60, shape, dtype=np.uint8)
+    surprise = np.where(right, confidence, confidence + excess).astype(np.uint8)
+    return EpisodeResults(targets, predictions, classes, surprise, confidence)
 
 
 @pytest.fixture

@@ -48,6 +48,9 @@ def test_the_wheel_holds_types_data_and_attribution(wheel_names):
         f"{files}/quickdraw.xz",
         f"{files}/quickdraw_ATTRIBUTION.txt",
         "metabench_plugins/suites/fewshot.toml",
+        "metabench/publishing/templates/datasheet.md.jinja",
+        "metabench/publishing/templates/LICENSE.jinja",
+        "metabench/publishing/templates/CITATION.cff.jinja",
     } <= wheel_names
 
 

@@ -22,8 +22,10 @@ from metabench.rendering import plain
 
 VERBS = {
     "bench": "Time all that is registered: sampling, inner loops, meta-steps, evaluation.",
+    "bundle": "Write one file with rows of a suite and all that they stand on, to hand in.",
     "check": "Check a plugin: what it states and predicts, how it trains, what can be saved of it.",
     "clean": "Delete what nothing in a result folder refers to any more.",
+    "compare": "Compare two rows of a table, two result folders, or a table with what it was.",
     "completion": "Print the script that makes a shell complete metabench's words.",
     "data": "List, prepare, verify and remove data sets.",
     "doctor": "Say what metabench finds on this machine, what is wrong, and what to do.",
@@ -31,9 +33,11 @@ VERBS = {
     "list": "List what is registered: algorithms, backbones, data sets, suites, plugins.",
     "show": "Show all that is known of something registered, or of a cell.",
     "status": "Say what is finished, failed or missing in a result folder, and what runs now.",
+    "publish": "Merge the rows of a suite, or of a bundle, with a folder of published tables.",
     "new": "Write the project of an algorithm, backbone, dataset or suite into a new folder NAME.",
     "run": "Run a suite: train, test and time its cells, then print its table.",
     "time": "Time the finished cells of a suite again, longer and with nothing beside them.",
+    "verify": "Check a bundle or a folder of published tables: what holds and what doesn't.",
 }
 INTERRUPTED = 130
 _ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -93,6 +93,7 @@ class RunOptions:
         precision: in which networks are computed.
         threads: cores of a worker, among which tasks are shared; None: what the workers leave.
         classes: algorithms of the registry that no plugin registers, for workers to import.
+        timings: whether rows are timed at the end.
     """
 
     results: Path
@@ -108,6 +109,7 @@ class RunOptions:
     precision: Precision = "float32"
     threads: int | None = None
     classes: tuple[type, ...] = ()
+    timings: bool = True
 
 
 @dataclass
@@ -167,7 +169,7 @@ def run_cells(
     executor = LazyExecutor(options, bench, store, watch, jobs=len(plan.jobs))
     try:
         _run_jobs(executor, bench, store, options, result, watch)
-        if not result.stopped:
+        if options.timings and not result.stopped:
             _time_rows(executor, bench, store, plan, watch)
     finally:
         executor.close()

@@ -1,0 +1,75 @@
+"""The datasheet of a published table, and its Croissant metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metabench.leaderboard.rows import COLUMNS, TableRow
+from metabench.publishing.columns import meaning
+from metabench.publishing.croissant import croissant
+from metabench.publishing.facts import CREATOR, LICENCE, DataFacts, TableFacts
+from metabench.publishing.files import Files
+from metabench.publishing.packing import CONFIDENCE, EXCESS, SHIFT
+from metabench.publishing.published import PublishedSource, PublishedTable, stem_of
+from metabench.publishing.reproduction import ELSEWHERE
+from metabench.publishing.texts import Safe, filled
+from metabench.publishing.verify.episodes import DataHere
+from metabench.rendering import markdown_cell
+from metabench.stats.intervals import FEWEST_SEEDS
+from metabench.store.files import json_bytes
+
+DATASHEET, CROISSANT = ".datasheet.md", ".croissant.json"
+
+
+def described(
+    files: Files,
+    source: PublishedSource,
+    table: PublishedTable,
+    rows: Sequence[TableRow],
+    here: DataHere,
+) -> dict[str, bytes]:
+    """Datasheet and metadata of a table whose other files are there, by name.
+
+    Args:
+        rows: of the table, as its evidence makes them.
+        here: data sets of this machine.
+    """
+    facts, stem = TableFacts.of(source, table, rows, here), stem_of(table.suite)
+    return {
+        stem + DATASHEET: datasheet(facts).encode(),
+        stem + CROISSANT: json_bytes(croissant(files, facts)),
+    }
+
+
+def datasheet(facts: TableFacts) -> str:
+    """The datasheet: what was measured, on what data, how, and how far it's to be believed."""
+    return filled(
+        "datasheet.md",
+        {
+            "facts": facts,
+            "stem": Safe(stem_of(facts.suite)),
+            "creator": CREATOR,
+            "licence": LICENCE,
+            "few": [row for row in facts.rows if len(row.members) < FEWEST_SEEDS],
+            "fewest_seeds": FEWEST_SEEDS,
+            "elsewhere": str(ELSEWHERE),
+            "data": [(data, _card(data)) for data in facts.data],
+            "columns": [(column, meaning(column)) for column in COLUMNS],
+            "shift": SHIFT,
+            "confidence": CONFIDENCE,
+            "excess": EXCESS,
+            "trusts": _trusts(facts.rows),
+        },
+    )
+
+
+def _card(data: DataFacts) -> Safe:
+    """A data set's card as a quotation, with its lines and without anybody's markup."""
+    return Safe("\n".join(f"> {markdown_cell(line)}".rstrip() for line in data.card.splitlines()))
+
+
+def _trusts(rows: Sequence[TableRow]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for row in rows:
+        found[str(row.trust)] = found.get(str(row.trust), 0) + 1
+    return dict(sorted(found.items()))

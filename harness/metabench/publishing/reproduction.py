@@ -1,0 +1,86 @@
+"""Reproductions: that a cell was run again, on what, and whether it predicted the same."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from metabench.errors import EvidenceError
+from metabench.publishing.evidence import DIGEST, REPRODUCED, Proof
+from metabench.publishing.files import Files, read_json
+from metabench.store.files import json_bytes
+from metabench.store.record import CellRecord, RunInfo
+
+ELSEWHERE = 0.01
+"""By how much two scores of one training run may differ on devices of two kinds.
+
+Rounding differs there, and training amplifies it into the third digit of a score.
+"""
+
+
+class Reproduction(BaseModel):
+    """`evidence/reproduced/<key>.json`.
+
+    Attributes:
+        key: of the cell.
+        published: digest of the predictions that were published.
+        predictions: digest of those of the new run.
+        agreement: the share of queries for which both predict the same class.
+        difference: of the mean scores, new - published.
+        same_device: whether both ran on one kind of device, with one minor version of PyTorch.
+        run: on what it ran again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    format: Literal[1] = 1
+    key: str = Field(pattern=DIGEST)
+    published: str = Field(pattern=DIGEST)
+    predictions: str = Field(pattern=DIGEST)
+    agreement: float = Field(ge=0, le=1)
+    difference: float
+    same_device: bool
+    run: RunInfo
+
+    @property
+    def holds(self) -> bool:
+        """The same predictions on the same kind of device; elsewhere within `ELSEWHERE`."""
+        if self.same_device:
+            return self.predictions == self.published
+        return abs(self.difference) <= ELSEWHERE
+
+    @classmethod
+    def between(cls, old: Proof, new: Proof) -> Self:
+        """What a new run of a cell says of what was published of it."""
+        one, other = old.record.identity.numerics, new.record.identity.numerics
+        metric = str(old.record.identity.protocol.get("metric"))
+        alike = old.episodes.predictions == new.episodes.predictions
+        return cls(
+            key=old.record.key,
+            published=old.record.result.predictions,
+            predictions=new.record.result.predictions,
+            agreement=float(np.mean(alike)),
+            difference=float(
+                new.episodes.scores(metric).mean() - old.episodes.scores(metric).mean()
+            ),
+            same_device=(one.device, one.torch) == (other.device, other.torch),
+            run=new.cell.run,
+        )
+
+    @classmethod
+    def read(cls, files: Files, name: str, record: CellRecord) -> Self:
+        """What was noted of a cell; EvidenceError where it's nothing of the kind."""
+        try:
+            found = cls.model_validate(read_json(files, name))
+        except ValidationError as error:
+            raise EvidenceError(f"{name}: {error.errors()[0]['msg']}") from error
+        if (found.key, found.published) != (record.key, record.result.predictions):
+            raise EvidenceError(f"{name} is about other predictions than those published")
+        return found
+
+    def files(self) -> dict[str, bytes]:
+        """Its file by name."""
+        name = f"{REPRODUCED}/{self.key}.json"
+        return {name: json_bytes(self.model_dump(mode="json"))}
