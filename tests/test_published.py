@@ -18,7 +18,7 @@ from metabench.testing.peers.rows import COLUMNS as SPEED_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "leaderboards"
-NOT_LEADERBOARDS = ("-check", "-settings")
+MEASUREMENTS = TABLES / "measurements"
 ROW = ("protocol", "algorithm", "variant", "backbone")
 Rows = list[dict[str, str]]
 Key = tuple[str, ...]
@@ -59,18 +59,23 @@ def readme_rows() -> Rows:
 def test_a_published_leaderboard_has_the_promised_columns(path: Path) -> None:
     rows = read(path.name)
     assert rows
-    if path.stem == "speed":  # of `make bench-peers`
-        assert tuple(rows[0]) == SPEED_COLUMNS
-        return
-    if path.stem.endswith(NOT_LEADERBOARDS):
-        assert all(None not in row and None not in row.values() for row in rows)
-        return
     assert list(rows[0]) == COLUMNS
     assert {row["status"] for row in rows} <= set(STATUSES)
     for row in rows:
         assert row["suite"] == path.stem
         assert all(bool(row[name]) == (row["status"] == "ok") for name in ("score", "ci95")), row
         assert bool(row["seed_std"]) == (row["status"] == "ok" and int(row["seeds"]) >= 3), row
+
+
+@pytest.mark.parametrize("path", sorted(MEASUREMENTS.glob("*.csv")), ids=lambda path: path.name)
+def test_a_measurement_has_a_value_in_every_column(path: Path) -> None:
+    rows = read(f"measurements/{path.name}")
+    assert rows
+    assert all(None not in row and None not in row.values() for row in rows)
+
+
+def test_the_speed_table_has_the_columns_of_its_benchmark() -> None:
+    assert tuple(read("measurements/speed.csv")[0]) == SPEED_COLUMNS
 
 
 def test_the_table_of_the_readme_is_of_the_rows_that_are_published() -> None:

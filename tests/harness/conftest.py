@@ -98,8 +98,8 @@ class Results:
         if command is None:
             options = f"--dataset {dataset} --algorithm {algorithm} --backbone {backbone}"
             command = f"metabench run --suite {suite} {options} --seed {seed}"
-        run = RunInfo(metabench="0.1.0", device=device, command=command, train_s=train_s)
-        run = run.model_copy(update={"started": started})
+        run = RunInfo(metabench="0.1.0", torch="2.14.0", device=device, command=command)
+        run = run.model_copy(update={"started": started, "train_s": train_s})
         if status == "ok":
             results = made_up(protocol, identity.key, skill, episode_shift, luck, sure)
             apart = protocol.model_copy(update={"episodes": disjoint})

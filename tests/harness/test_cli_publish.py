@@ -16,7 +16,10 @@ from forging import Forgery, edited
 from small_bundle import SUITE, small_bundle
 
 from metabench.cli import main
+from metabench.publishing import rerun, verify
 from metabench.publishing.archive import archive_bytes
+from metabench.publishing.published import SUBMISSION
+from metabench.publishing.verify import CannotCheckError, Report
 
 Run = Callable[..., Result]
 
@@ -32,10 +35,17 @@ def run(results: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return lambda *args: CliRunner().invoke(main, ["publish", *map(str, args)])
 
 
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found wrong, not even of results that are made up."""
+    monkeypatch.setattr(verify, "verify_files", lambda files, *_: Report(files.place))
+
+
 def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.usefixtures("taken")
 def test_it_needs_a_folder_that_is_there_or_named(run: Run, results: Any) -> None:
     results.row("maml", 1)
     done = run("-s", "study")
@@ -51,6 +61,7 @@ def test_it_needs_a_folder_that_is_there_or_named(run: Run, results: Any) -> Non
     }
 
 
+@pytest.mark.usefixtures("taken")
 def test_it_says_what_became_of_each_row(run: Run, results: Any) -> None:
     results.row("maml", 1)
     results.add("broken", status="nan")
@@ -63,6 +74,7 @@ def test_it_says_what_became_of_each_row(run: Run, results: Any) -> None:
     assert "t: 0 files written, 0 removed" in done.stderr
 
 
+@pytest.mark.usefixtures("taken")
 def test_a_name_of_others_is_printed_as_text(run: Run, results: Any) -> None:
     results.row("=HYPERLINK(1)", 1, variant="[/b]<script>\x1b[31m")
     printed = run("-s", "study", "--to", "t", "--format", "csv").stdout
@@ -71,6 +83,7 @@ def test_a_name_of_others_is_printed_as_text(run: Run, results: Any) -> None:
     assert "<script>" not in run("-s", "study", "--to", "t", "--format", "markdown").stdout
 
 
+@pytest.mark.usefixtures("taken")
 def test_a_second_run_that_differs_is_an_error(
     run: Run, results: Any, make_results: Callable[[], Any]
 ) -> None:
@@ -87,6 +100,7 @@ def test_a_second_run_that_differs_is_an_error(
     assert "on the same kind of device" in rows(done.stdout)[1]["why"]
 
 
+@pytest.mark.usefixtures("taken")
 def test_it_writes_an_archive(run: Run, results: Any) -> None:
     results.row("maml", 1)
     done = run("-s", "study", "--to", "t", "--archive", "a.zip", "--creator", "Somebody")
@@ -116,7 +130,11 @@ def test_a_bundle_is_published_once_it_verifies(run: Run, data: Path) -> None:
     assert not Path("u").exists()
 
 
-def test_cells_of_a_bundle_are_run_again_before_it_is_published(run: Run, data: Path) -> None:
+def test_cells_of_a_bundle_are_run_again_before_it_is_published(
+    run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One honest seed in a hundred lies outside of the interval.
+    monkeypatch.setattr(rerun, "prediction_interval", lambda scores: (0.0, 1.0))
     Path("mine.zip").write_bytes(archive_bytes(small_bundle(data)))
     done = run("mine.zip", "--to", "t", "--rerun", "6", "--format", "csv")
     assert done.exit_code == 0, done.stderr
@@ -145,3 +163,51 @@ def test_which_suite_has_to_be_said(run: Run) -> None:
     done = run("--to", "t")
     assert done.exit_code == 2
     assert "which suite?" in done.stderr
+
+
+def test_results_that_do_not_verify_are_not_published(run: Run, results: Any) -> None:
+    """Their records say 0.999, whatever they predicted."""
+    results.row("maml", 1)
+    done = run("-s", "study", "--to", "t")
+    assert done.exit_code == 1
+    assert "nothing is published: t would not verify: " in done.stderr
+    assert not Path("t").exists()
+
+
+@pytest.mark.usefixtures("taken")
+def test_a_second_run_of_nothing_that_is_published_is_told(
+    run: Run, results: Any, make_results: Callable[[], Any]
+) -> None:
+    results.row("maml", 1)
+    other = make_results()
+    other.row("protonet", 1)
+    done = run("-s", "study", "--to", "t", "--again", other.store.root)
+    assert done.exit_code == 0
+    assert "nothing in it is a second run of a cell that stands in suite study" in done.stderr
+
+
+def test_what_cannot_be_checked_of_a_bundle_is_told_and_has_to_be_taken(
+    run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = verify.verify_files
+
+    def missing() -> None:
+        raise CannotCheckError("data set far isn't on this machine")
+
+    def without_data(files: Any, *known: Any) -> Report:
+        report = real(files, *known)
+        if SUBMISSION in files.names():
+            report.check("data", "small: far/5w1s3q", missing)
+        return report
+
+    monkeypatch.setattr(verify, "verify_files", without_data)
+    Path("mine.zip").write_bytes(archive_bytes(small_bundle(data)))
+    done = run("mine.zip", "--to", "t")
+    assert done.exit_code == 1
+    assert "data, small: far/5w1s3q: not checked: data set far isn't on this" in done.stderr
+    assert "not all of it can be checked here" in done.stderr
+    assert not Path("t").exists()
+    done = run("mine.zip", "--to", "t", "--unchecked")
+    assert done.exit_code == 0, done.stderr
+    assert "not checked" in done.stderr
+    assert run("-s", "study", "--to", "t", "--unchecked").exit_code == 2

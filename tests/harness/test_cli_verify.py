@@ -76,11 +76,9 @@ def test_what_is_no_bundle(run: Any, tmp_path: Path) -> None:
     assert "it has no table" in empty.stdout
 
 
-def test_a_folder_is_verified_too(run: Any, data: Path, tmp_path: Path) -> None:
-    folder = Forgery({n: d for n, d in small_bundle(data).items() if n != "submission.json"})
-    for name, content in folder.renumbered(trust=None).files.items():
-        (tmp_path / "tables" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "tables" / name).write_bytes(content)
+def test_a_folder_is_verified_too(run: Any, data: Path) -> None:
+    made = run("publish", "-s", "small", "--out", small_run(data), "--to", "tables")
+    assert made.exit_code == 0, made.stderr
     found = run("verify", "tables")
     assert found.exit_code == 0, found.stdout
     assert "--rerun can tell" in found.stderr

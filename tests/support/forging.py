@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -83,32 +83,43 @@ class Forgery:
         result: Mapping[str, Any] | None = None,
         follows: bool = True,
         keep_old: bool = False,
+        inference: Literal["inductive", "transductive"] | None = None,
+        unsure_apart: bool = False,
+        sure: bool = False,
     ) -> str:
         """Put another cell, sealed as if it were real, in the place of one; returns its key.
 
         Args:
             follows: the record's score is made to follow from its predictions.
+            keep_old: the old one stays where it is, and the new one is of no table yet.
+            unsure_apart: its disjoint episodes have no probabilities.
+            sure: it claims probabilities, that of 1 for all that is right.
         """
         old = self.proof(row, seed)
         facts = old.record.identity.to_json()
         if identity is not None:
             identity(facts)
-        results = episodes or old.episodes
+        results, disjoint = episodes or old.episodes, old.disjoint
+        if unsure_apart and disjoint is not None:
+            disjoint = replace(disjoint, surprise=None, confidence=None)
+        if sure:
+            results, disjoint = surest(results), surest(disjoint) if disjoint else None
         changes: dict[str, Any] = {"predictions": results.digest}
+        changes["disjoint"] = disjoint.digest if disjoint else ""
         if follows:
             scores = results.scores("accuracy")
             changes |= {"score": float(scores.mean()), "episodes": len(scores)}
         record = CellRecord.seal(
             CellIdentity.model_validate(facts),
             dict(old.record.files),
-            inference=old.record.inference,
+            inference=inference or old.record.inference,
             result=old.record.result.model_copy(update={**changes, **(result or {})}),
             phases=old.record.phases,
         )
         cell = old.cell.model_copy(
             update={"record": record.to_json(), "queries": results.queries_digest}
         )
-        new = Proof(record, CellEvidence.model_validate(cell.model_dump()), results, old.disjoint)
+        new = Proof(record, CellEvidence.model_validate(cell.model_dump()), results, disjoint)
         if not keep_old:
             for ending in ("json", "parquet"):
                 self.files.pop(f"evidence/cells/{old.record.key}.{ending}", None)
@@ -138,12 +149,21 @@ class Forgery:
 
 
 def edited(results: EpisodeResults, count: int = 1) -> EpisodeResults:
-    """The first wrong predictions made right."""
-    predictions = results.predictions.copy()
-    wrong = np.argwhere(predictions != results.targets)[:count]
-    for episode, query in wrong:
-        predictions[episode, query] = results.targets[episode, query]
-    return replace(results, predictions=predictions)
+    """The first wrong predictions made right, and their targets as likely as what they were."""
+    wrong = tuple(np.argwhere(results.predictions != results.targets)[:count].T)
+    predictions, surprise = results.predictions.copy(), results.surprise
+    predictions[wrong] = results.targets[wrong]
+    if surprise is not None and results.confidence is not None:
+        surprise = surprise.copy()
+        surprise[wrong] = results.confidence[wrong]
+    return replace(results, predictions=predictions, surprise=surprise)
+
+
+def surest(results: EpisodeResults) -> EpisodeResults:
+    """Sure of all that is right, and of nothing else."""
+    right = results.predictions == results.targets
+    sure = np.where(right, 0, 255).astype(np.uint8)
+    return replace(results, surprise=sure, confidence=np.where(right, 0, 20).astype(np.uint8))
 
 
 def first_episodes(results: EpisodeResults, count: int) -> EpisodeResults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from metabench.rendering import Format, Row
 if TYPE_CHECKING:
     from metabench.leaderboard.source import Source
     from metabench.publishing.again import Again
+    from metabench.publishing.files import Files
     from metabench.publishing.folder import Publication
     from metabench.publishing.published import PublishedSource, RowLabels
     from metabench.publishing.reproduction import Reproduction
@@ -55,6 +57,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Run so many cells of BUNDLE again before, which chance picks, and one more seed.",
 )
 @click.option(
+    "--unchecked", is_flag=True, help="Take a BUNDLE of which not everything can be checked here."
+)
+@click.option(
     "--archive",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the table with all that belongs to it into a zip file, ready for a DOI.",
@@ -77,6 +82,7 @@ def command(
     replace: bool,
     again: Path | None,
     count: int | None,
+    unchecked: bool,
     archive: Path | None,
     creators: tuple[str, ...],
     data_dir: Path,
@@ -86,7 +92,9 @@ def command(
 
     The suite's rows come from the result folder, or those of BUNDLE from that file.
     A published row is replaced by one of newer code, settings or data, and extended by further
-    seeds; it stays where the new one was less checked, or is the same code with other predictions.
+    seeds; it stays where the new one was less checked, has fewer seeds, or is the same code with
+    other predictions. Nothing is written unless the folder verifies as it will be. One process at a
+    time may publish into a folder: there is no lock.
     The table is written as CSV, Markdown and JSON, with the evidence it stands on, a datasheet and
     Croissant metadata. Twice changes nothing. The exit code is 1 where a cell that was run again
     predicted otherwise.
@@ -97,6 +105,8 @@ def command(
     from metabench.publishing.verify.episodes import DataHere
     from metabench.store.store import Store
 
+    if unchecked and bundle is None:
+        raise UsageError("--unchecked is for a bundle", "metabench verify says what isn't checked")
     if count is not None and (bundle is None or again is not None):
         raise UsageError("--rerun is for a bundle", "name one, or a second run's folder by --again")
     folder = _folder(to)
@@ -105,7 +115,7 @@ def command(
     source: Source
     second: Again | None = None
     if bundle is not None:
-        handed_in, suite = _of_bundle(bundle, suite, here)
+        handed_in, suite = _of_bundle(bundle, suite, here, unchecked)
         source = handed_in
         if count is not None:
             with keeping(ctx, "nothing is published"):
@@ -115,7 +125,10 @@ def command(
         source, suite = _of_folder(store, suite)
     if again is not None:
         second = Again.of(Store.open(again, create=False), suite, store)
-    done = publish(source, suite, folder, here, replacing=replace, again=second)
+    verified = partial(_check_folder, here=here)
+    done = publish(source, suite, folder, here, replacing=replace, again=second, check=verified)
+    if again is not None and not done.reproductions:
+        tell(f"{again}: nothing in it is a second run of a cell that stands in suite {suite}")
     print_rows(list(_rows(done)), COLUMNS, fmt)
     tell(f"{folder}: {len(done.written)} files written, {len(done.removed)} removed")
     if archive is not None:
@@ -170,21 +183,53 @@ def _refuse(place: str, wrong: Sequence[Finding]) -> None:
     if not wrong:
         return
     first = wrong[0]
-    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     raise EvidenceError(
-        f"{place} isn't published: {first.check}, {first.what}: {first.why}{more}",
+        f"{place} isn't published: {first.check}, {first.what}: {first.why}{_more(wrong)}",
         f"metabench verify {place} says all that doesn't hold",
     )
 
 
-def _of_bundle(path: Path, suite: str | None, here: DataHere) -> tuple[PublishedSource, str]:
-    """A bundle as a source of rows, if all that can be checked of it holds."""
+def _more(wrong: Sequence[Finding]) -> str:
+    return f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+
+
+def _check_folder(files: Files, here: DataHere) -> None:
+    """EvidenceError if a folder as it will be doesn't verify."""
+    from metabench.publishing.verify import verify_files
+
+    wrong = verify_files(files, here.registry, here.folder).wrong()
+    if wrong:
+        first = wrong[0]
+        raise EvidenceError(
+            f"nothing is published: {files.place} would not verify: {first.check}, {first.what}:"
+            f" {first.why}{_more(wrong)}",
+            "what was wrong before, metabench verify says; --replace takes a row's new evidence",
+        )
+
+
+def _of_bundle(
+    path: Path, suite: str | None, here: DataHere, unchecked: bool
+) -> tuple[PublishedSource, str]:
+    """A bundle as a source of rows, if it holds.
+
+    Args:
+        unchecked: take it also where something can't be checked here.
+    """
     from metabench.publishing.archive import open_bundle
     from metabench.publishing.published import PublishedSource
     from metabench.publishing.verify import verify_files
 
     files = open_bundle(path)
-    _refuse(path.name, verify_files(files, here.registry, here.folder).wrong())
+    report = verify_files(files, here.registry, here.folder)
+    _refuse(path.name, report.wrong())
+    left = [finding for finding in report.findings if finding.state == "not checked"]
+    for finding in left:
+        tell(f"{finding.check}, {finding.what}: {finding.state}: {finding.why}")
+    if left and not unchecked:
+        raise EvidenceError(
+            f"{path.name} isn't published: not all of it can be checked here",
+            "get what is missing (metabench data prepare), or take it as it is with --unchecked",
+        )
     source = PublishedSource.read(files)
     [name] = source.tables
     if suite not in (None, name):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
+from metabench.episodes.digest import digest
 from metabench.errors import UsageError
-from metabench.leaderboard.members import Member
 from metabench.leaderboard.source import Source, StoreSource, Trust
 from metabench.publishing.evidence import Proof
 from metabench.publishing.reproduction import Reproduction
+from metabench.store.record import CellRecord
 from metabench.store.store import Store
 
 
@@ -39,14 +40,20 @@ class Again:
         return cls(StoreSource(store), suite)
 
     @cached_property
-    def _members(self) -> dict[str, Member]:
-        found = self._source.members(self._suite) if self._source is not None else []
-        return {m.key: m for m in found if m.record is not None}
+    def _records(self) -> dict[str, list[CellRecord]]:
+        """Of the second folder, by what they are wherever they ran."""
+        found: dict[str, list[CellRecord]] = {}
+        for member in self._source.members(self._suite) if self._source is not None else []:
+            if member.record is not None:
+                found.setdefault(_anywhere(member.record), []).append(member.record)
+        return found
 
     def of_cell(self, proof: Proof) -> Reproduction | None:
         """What the second run of a cell says of the first; None where it wasn't run again.
 
-        A cell of the same start is a copy of that run, and says nothing.
+        A cell of the same start is a copy of that run, and says nothing. One that ran on another
+        kind of device or PyTorch is compared too; one on the same that was computed otherwise, in
+        another precision or by another engine, is another cell.
         """
         which = proof.record.key, proof.record.result.predictions
         if which not in self._found:
@@ -54,13 +61,15 @@ class Again:
         return self._found[which]
 
     def _compared(self, proof: Proof) -> Reproduction | None:
-        member = self._members.get(proof.record.key)
-        if self._source is None or member is None or member.record is None:
-            return None
-        new = Proof.of(self._source, member.record)
-        if new.cell.run.started == proof.cell.run.started:
-            return None
-        return Reproduction.between(proof, new)
+        same = self._records.get(_anywhere(proof.record), [])
+        # The very same cell first.
+        for record in sorted(same, key=lambda r: (r.key != proof.record.key, r.key)):
+            if self._source is None or not _comparable(proof.record, record):
+                continue
+            new = Proof.of(self._source, record)
+            if new.cell.run.started != proof.cell.run.started:
+                return Reproduction.between(proof, new)
+        return None
 
     def of_row(self, proofs: Mapping[int, Proof]) -> Iterator[Reproduction]:
         """Of those cells of a row that were run again."""
@@ -74,3 +83,16 @@ class Again:
         if not found:
             return before
         return "reproduced" if all(one.holds for one in found) else "recomputed"
+
+
+def _anywhere(record: CellRecord) -> str:
+    """What a cell is, its seed included, wherever it was computed."""
+    facts = record.identity.to_json()
+    return digest({name: value for name, value in facts.items() if name != "numerics"})
+
+
+def _comparable(one: CellRecord, other: CellRecord) -> bool:
+    """The same cell, or in the same precision on another kind of device or minor PyTorch."""
+    a, b = one.identity.numerics, other.identity.numerics
+    elsewhere = (a.device, a.torch) != (b.device, b.torch)
+    return one.key == other.key or (elsewhere and a.dtype == b.dtype)

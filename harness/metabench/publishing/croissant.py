@@ -6,6 +6,7 @@ https://docs.mlcommons.org/croissant/docs/croissant-spec.html
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -42,6 +43,7 @@ _FORMATS = {
     ".csv": ("text/csv", "the table: all columns of all rows, rounded to 4 decimals"),
     ".json": ("application/json", "the table for machines: which cells stand behind each row"),
     ".md": ("text/markdown", "the table for people, and how each row is run again"),
+    ".datasheet.md": ("text/markdown", "what was measured, on what data, and how it was checked"),
     ".history.json": ("application/json", "rows that were replaced, and by what"),
 }
 _SETS = (
@@ -52,8 +54,8 @@ _SETS = (
 )
 
 
-def croissant(files: Files, facts: TableFacts) -> dict[str, Any]:
-    """The JSON-LD of a table whose files are there."""
+def croissant(files: Files, facts: TableFacts, new: Mapping[str, bytes]) -> dict[str, Any]:
+    """The JSON-LD of a table whose files are there, or are `new`."""
     name = plain(facts.suite)
     found: dict[str, Any] = {
         "@context": CONTEXT,
@@ -69,7 +71,7 @@ def croissant(files: Files, facts: TableFacts) -> dict[str, Any]:
         "citeAs": f"{CREATOR}. metabench suite {name}, published table, version {facts.version}.",
         "version": facts.version,
         "isBasedOn": [_based_on(data.name, data.licence, data.reference) for data in facts.data],
-        "distribution": [*_file_objects(files, facts), *_file_sets(files)],
+        "distribution": [*_file_objects(files, facts, new), *_file_sets(files)],
         "recordSet": [_records(facts)],
     }
     # Not the day of publishing: the same evidence gives the same bytes.
@@ -81,13 +83,15 @@ def _based_on(name: str, licence: str, reference: str) -> dict[str, str]:
     return {"@type": "sc:Dataset"} | {k: plain(v) for k, v in known.items() if v}
 
 
-def _file_objects(files: Files, facts: TableFacts) -> list[dict[str, Any]]:
-    stem, there = stem_of(facts.suite), set(files.names())
+def _file_objects(
+    files: Files, facts: TableFacts, new: Mapping[str, bytes]
+) -> list[dict[str, Any]]:
+    stem, there = stem_of(facts.suite), {*files.names(), *new}
     found = []
     for ending, (kind, text) in _FORMATS.items():
         name = stem + ending
         if name in there:
-            data = files.read(name)
+            data = new[name] if name in new else files.read(name)
             found.append(
                 {
                     "@type": "cr:FileObject",

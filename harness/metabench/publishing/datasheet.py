@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from metabench.leaderboard.rows import COLUMNS, TableRow
 from metabench.publishing.columns import meaning
 from metabench.publishing.croissant import croissant
+from metabench.publishing.evidence import Proof
 from metabench.publishing.facts import CREATOR, LICENCE, DataFacts, TableFacts
-from metabench.publishing.files import Files
+from metabench.publishing.files import Files, read_json
 from metabench.publishing.packing import CONFIDENCE, EXCESS, SHIFT
-from metabench.publishing.published import PublishedSource, PublishedTable, stem_of
+from metabench.publishing.published import PublishedTable, stem_of
 from metabench.publishing.reproduction import ELSEWHERE
 from metabench.publishing.texts import Safe, filled
-from metabench.publishing.verify.episodes import DataHere
+from metabench.publishing.verify.attached import check_metadata
+from metabench.publishing.verify.numbers import check_numbers
+from metabench.publishing.verify.reading import Read
+from metabench.publishing.verify.report import Report, require
 from metabench.rendering import markdown_cell
 from metabench.stats.intervals import FEWEST_SEEDS
 from metabench.store.files import json_bytes
@@ -21,24 +25,31 @@ from metabench.store.files import json_bytes
 DATASHEET, CROISSANT = ".datasheet.md", ".croissant.json"
 
 
-def described(
-    files: Files,
-    source: PublishedSource,
-    table: PublishedTable,
-    rows: Sequence[TableRow],
-    here: DataHere,
-) -> dict[str, bytes]:
-    """Datasheet and metadata of a table whose other files are there, by name.
+def described(files: Files, facts: TableFacts) -> dict[str, bytes]:
+    """Datasheet and metadata of a table whose other files are there, by name."""
+    stem = stem_of(facts.suite)
+    sheet = {stem + DATASHEET: datasheet(facts).encode()}
+    return sheet | {stem + CROISSANT: json_bytes(croissant(files, facts, sheet))}
 
-    Args:
-        rows: of the table, as its evidence makes them.
-        here: data sets of this machine.
+
+def still_true(
+    files: Files, table: PublishedTable, facts: TableFacts, proofs: Mapping[str, Proof]
+) -> bool:
+    """Whether all that is published of a table says what its evidence does.
+
+    Its numbers may differ in what two machines compute otherwise, and its datasheet may know of
+    data that isn't on this one.
     """
-    facts, stem = TableFacts.of(source, table, rows, here), stem_of(table.suite)
-    return {
-        stem + DATASHEET: datasheet(facts).encode(),
-        stem + CROISSANT: json_bytes(croissant(files, facts)),
-    }
+    report = Report(files.place)
+    check_numbers(Read(files, {table.suite: table}, dict(proofs)), report)
+    name = stem_of(table.suite) + CROISSANT
+    report.check("metadata", name, lambda: check_metadata(files, name))
+    report.check("version", name, lambda: require(_version(files, name) == facts.version, "old"))
+    return all(finding.state == "holds" for finding in report.findings)
+
+
+def _version(files: Files, name: str) -> object:
+    return read_json(files, name).get("version")
 
 
 def datasheet(facts: TableFacts) -> str:

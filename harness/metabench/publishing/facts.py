@@ -15,6 +15,7 @@ from metabench.errors import MetabenchError
 from metabench.leaderboard.rows import TableRow, protocol_order
 from metabench.publishing.evidence import CellEvidence
 from metabench.publishing.history import History
+from metabench.publishing.merge import moment_of
 from metabench.publishing.published import PublishedSource, PublishedTable
 from metabench.publishing.verify.episodes import DataHere
 from metabench.publishing.verify.identities import protocol_of
@@ -91,8 +92,10 @@ class TableFacts:
 
     @cached_property
     def day(self) -> str:
-        """On which the latest of its training runs started; empty if that isn't known."""
-        return max((cell.run.started for cell in self.cells), default="")[:10]
+        """On which the latest of its training runs started, ISO 8601; empty if nobody knows."""
+        told = (moment_of(cell.run.started) for cell in self.cells)
+        known = [moment for moment in told if moment is not None]
+        return max(known).date().isoformat() if known else ""
 
     @property
     def protocols(self) -> list[dict[str, Any]]:

@@ -2,13 +2,15 @@
 
 All is computed before the first file is written. Then come the history, the evidence and the
 tables, each file whole or not at all, and at the end goes what no table refers to any more. What an
-interruption leaves, publishing again completes.
+interruption leaves, publishing again completes. There is no lock: one writes at a time, as one
+does in a working copy.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +19,9 @@ from metabench.errors import EvidenceError
 from metabench.leaderboard.source import Source
 from metabench.leaderboard.table import leaderboard_csv, leaderboard_markdown
 from metabench.publishing.again import Again
-from metabench.publishing.datasheet import described
+from metabench.publishing.datasheet import described, still_true
 from metabench.publishing.evidence import CELLS, QUERIES, REPRODUCED, Proof
+from metabench.publishing.facts import TableFacts
 from metabench.publishing.files import Files, FolderFiles, read_json
 from metabench.publishing.history import History, Replaced, history_name
 from metabench.publishing.merge import Change, Claim, claims, merge
@@ -117,23 +120,26 @@ def publish(
     *,
     replacing: bool = False,
     again: Again | None = None,
+    check: Callable[[Files], object] | None = None,
 ) -> Publication:
     """Merge the rows of a suite with those that a folder has published of it.
+
+    One process at a time may write to a folder; nothing keeps a second one from it.
 
     Args:
         source: a result folder, or a bundle that was verified.
         folder: made where it's missing.
         here: data sets of this machine, for what the datasheet says of them.
-        replacing: take new rows also where the rules would keep the published ones.
+        replacing: take new rows also where the rules would keep the published ones, and make
+            texts anew that are still true.
         again: the cells of a second run.
+        check: is given the folder as it will be, and raises if that isn't to be written.
 
     Raises:
         UnknownNameError: the source has no such suite.
         EvidenceError: what is published isn't whole, or nothing is fit to be published.
         StoreError: something can't be read or written.
     """
-    with storing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     files = ChangedFiles(FolderFiles(folder))
     tables = {name: PublishedTable.read(files, name) for name in suites_in(files)}
     new, left = claims(source, suite)
@@ -142,7 +148,9 @@ def publish(
     old = _published_claims(files, tables.get(suite), {c.key for c in new} if replacing else set())
     shared = _Shared(files, [table for name, table in tables.items() if name != suite])
     kept_apart: list[Change] = []
-    if not replacing:
+    if replacing:
+        shared.read_known(new)
+    else:
         new, kept_apart = shared.settled(new)
     decisions, untouched = merge(old, new, replacing)
     standing = [d.claim for d in decisions if d.claim is not None] + untouched
@@ -151,11 +159,16 @@ def publish(
         raise EvidenceError(f"nothing of suite {suite!r} can be published", why)
     before = {p.record.key: p for claim in old for p in claim.proofs.values()}
     _put_evidence(files, before | shared.proofs, standing)
+    _put_shared_history(files, shared, tables, suite)
     reproductions = _put_reproductions(files, standing, again, replacing)
     history = [d.history for d in decisions if d.history is not None]
     remade = {suite, *shared.touched(files)}
-    _put_tables(files, tables, suite, standing, history, remade, here)
+    _put_history(files, suite, history)
+    tables[suite] = PublishedTable(suite=suite, rows=tuple(claim.row for claim in standing))
+    _put_tables(files, [tables[name] for name in sorted(remade)], here, replacing)
     _sweep(files)
+    if check is not None:
+        check(files)
     changes = (*(d.change for d in decisions), *kept_apart, *left)
     written, removed = _write(folder, files), _remove(folder, files)
     return Publication(suite, changes, reproductions, written, removed)
@@ -193,6 +206,13 @@ class _Shared:
         for table in tables:
             for key in table.keys:
                 self._suites.setdefault(key, []).append(table.suite)
+
+    def read_known(self, new: Iterable[Claim]) -> None:
+        """Take what is published of the cells of new rows, where it can be read."""
+        keys = {proof.record.key for claim in new for proof in claim.proofs.values()}
+        for key in keys & self._suites.keys():
+            with suppress(EvidenceError):
+                self.proofs[key] = Proof.read(self._files, key)
 
     def settled(self, new: Iterable[Claim]) -> tuple[list[Claim], list[Change]]:
         """The rows with evidence as it's published already, and those that contradict it."""
@@ -234,6 +254,40 @@ def _put_evidence(
             files.remove(f"{REPRODUCED}/{key}.json")
 
 
+def _put_history(files: ChangedFiles, suite: str, notes: list[Replaced]) -> None:
+    noted = History.read(files, suite).with_more(notes)
+    if noted.replaced:
+        files.write({history_name(suite): noted.to_bytes()})
+
+
+def _put_shared_history(
+    files: ChangedFiles, shared: _Shared, tables: Mapping[str, PublishedTable], suite: str
+) -> None:
+    """Note the rows of other suites that stand on a cell whose evidence is another now."""
+    changed = {Path(name).stem for name in files.written if name.startswith(f"{CELLS}/")}
+    for name in sorted(shared.touched(files)):
+        notes = []
+        for row in tables[name].rows:
+            if changed.isdisjoint(row.cells.values()):
+                continue
+            now = {seed: Proof.read(files, key) for seed, key in row.cells.items()}
+            # Of those that change without having been read, nobody knows.
+            was = {
+                seed: shared.proofs.get(proof.record.key, proof)
+                for seed, proof in now.items()
+                if proof.record.key in shared.proofs or proof.record.key not in changed
+            }
+            note = Replaced(
+                row=row,
+                predictions={seed: proof.record.result.predictions for seed, proof in was.items()},
+                by=dict(row.cells),
+                by_predictions={s: proof.record.result.predictions for s, proof in now.items()},
+                reason=f"suite {suite} replaced cells of it: asked for",
+            )
+            notes.append(note)
+        _put_history(files, name, notes)
+
+
 def _put_reproductions(
     files: ChangedFiles, standing: Iterable[Claim], again: Again | None, replacing: bool
 ) -> tuple[RunAgain, ...]:
@@ -253,34 +307,27 @@ def _put_reproductions(
 
 
 def _put_tables(
-    files: ChangedFiles,
-    tables: dict[str, PublishedTable],
-    suite: str,
-    standing: Iterable[Claim],
-    history: list[Replaced],
-    remade: Iterable[str],
-    here: DataHere,
+    files: ChangedFiles, tables: Iterable[PublishedTable], here: DataHere, replacing: bool
 ) -> None:
-    """The tables of the suite and of those that share changed evidence, made of evidence only."""
-    rows = tuple(claim.row for claim in standing)
-    tables[suite] = PublishedTable(suite=suite, rows=rows)
-    noted = History.read(files, suite).with_more(history)
-    if noted.replaced:
-        files.write({history_name(suite): noted.to_bytes()})
-    for name in sorted(remade):
-        source = PublishedSource(
-            files, [tables[name]], {key: Proof.read(files, key) for key in tables[name].keys}
-        )
+    """Tables made of their evidence only; texts that are still true stay as they are."""
+    for table in tables:
+        name, stem = table.suite, stem_of(table.suite)
+        proofs = {key: Proof.read(files, key) for key in table.keys}
+        source = PublishedSource(files, [table], proofs)
         made = source.rows(name)
-        tables[name] = published(name, made, source)
-        stem = stem_of(name)
+        new = published(name, made, source)
+        facts = TableFacts.of(source, new, made, here)
+        if not replacing and name in suites_in(files):
+            old = PublishedTable.read(files, name)
+            if old.keys == new.keys and still_true(files, old, facts, proofs):
+                continue
         texts = {
             f"{stem}.csv": leaderboard_csv(made).encode(),
             f"{stem}.md": leaderboard_markdown(source, name, made).encode(),
-            table_name(name): tables[name].to_bytes(),
+            table_name(name): new.to_bytes(),
         }
         files.write(texts)
-        files.write(described(files, source, tables[name], made, here))
+        files.write(described(files, facts))
 
 
 def _sweep(files: ChangedFiles) -> None:
@@ -303,6 +350,7 @@ def _write(folder: Path, files: ChangedFiles) -> tuple[str, ...]:
     """History, evidence, tables; of a table the JSON last, which says what stands in it."""
     order = sorted(files.written, key=_place)
     with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         for name in order:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

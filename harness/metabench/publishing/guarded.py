@@ -24,6 +24,8 @@ MEMORY = 512 * 2**20
 SECONDS = 60.0
 """Until a file is given up."""
 LINE = 2**16
+_ASTRAY = (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+"""What comes of a child that died, or that answers something else than it should."""
 KINDS = ("|u1", "|i1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
 
 Column = NDArray[Any]
@@ -63,7 +65,7 @@ class _Child:
                 process.stdin.write(json.dumps(ask).encode() + b"\n" + data)
                 process.stdin.flush()
                 found = _answer(process.stdout, most_rows)
-            except (OSError, EOFError, LookupError, TypeError) as error:
+            except _ASTRAY as error:
                 self._end()
                 raise ValueError(
                     f"it can't be read within {_mib(self._memory)} and {SECONDS:.0f} seconds"

@@ -70,15 +70,24 @@ class History(_Model):
         return found
 
     def with_more(self, rows: list[Replaced]) -> Self:
-        """With these rows too; an interrupted publication noted some of them already."""
-        known = [(note.row, note.by, note.by_predictions) for note in self.replaced]
-        fresh = tuple(
-            note for note in rows if (note.row, note.by, note.by_predictions) not in known
-        )
-        return self.model_copy(update={"replaced": self.replaced + fresh})
+        """With these rows too; an interrupted publication noted some of them already.
+
+        Such a note is the last one of its row: a row may come back and be replaced once more.
+        """
+        known = list(self.replaced)
+        for note in rows:
+            last = next((n for n in reversed(known) if n.row.labels == note.row.labels), None)
+            if last is None or _told(last) != _told(note):
+                known.append(note)
+        return self.model_copy(update={"replaced": tuple(known)})
 
     def to_bytes(self) -> bytes:
         return json_bytes(self.model_dump(mode="json"))
+
+
+def _told(note: Replaced) -> tuple[object, ...]:
+    """What two notes of one replacement have in common, whatever could still be read."""
+    return note.row, note.by, note.by_predictions
 
 
 def history_name(suite: str) -> str:

@@ -1,8 +1,8 @@
 """The rules by which a new row is added to a published table, replaces a row of it, or doesn't.
 
 A row is told apart by data set, protocol, algorithm, variant and backbone. The published one gives
-way to newer code, and to more seeds of the same code; never to a row that was less checked, nor to
-the same code with other predictions, unless somebody says so.
+way to newer code, and to more seeds of the same code; never to fewer seeds, to a row that was less
+checked, or to the same code with other predictions, unless somebody says so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from metabench.leaderboard.rows import TableRow, table_rows
 from metabench.leaderboard.source import TRUSTS, Source, Trust
 from metabench.publishing.evidence import Proof
 from metabench.publishing.history import Replaced
-from metabench.publishing.published import PublishedRow, PublishedSource, RowLabels, published
+from metabench.publishing.published import (
+    SUBMISSION,
+    PublishedRow,
+    PublishedSource,
+    RowLabels,
+    published,
+)
 
 What = Literal["added", "replaced", "extended", "kept", "unchanged", "left out"]
 RowKey = tuple[str, str, str, str, str]
@@ -79,7 +85,7 @@ class Claim:
     @property
     def started(self) -> list[datetime]:
         """When its cells started; empty if that isn't known of all."""
-        found = [_moment(proof.cell.run.started) for proof in self.proofs.values()]
+        found = [moment_of(proof.cell.run.started) for proof in self.proofs.values()]
         known = [moment for moment in found if moment is not None]
         return known if len(known) == len(found) else []
 
@@ -149,7 +155,10 @@ def _claim(row: TableRow, source: Source) -> Claim:
         for record in row.records
     }
     [published_row] = published(row.suite, [row], source).rows
-    return Claim(published_row, proofs, row.trust or "self-reported")
+    trust = row.trust or "self-reported"
+    if isinstance(source, PublishedSource) and SUBMISSION in source.files.names():
+        trust = "recomputed"  # that a bundle was run again, it can't say itself
+    return Claim(published_row, proofs, trust)
 
 
 def decide(old: Claim | None, new: Claim, replace: bool = False) -> Decision:
@@ -181,7 +190,7 @@ def _same_code(old: Claim, new: Claim, replace: bool) -> Decision:
     if any(old.predictions[seed] != new.predictions[seed] for seed in common):
         reason = "the same code predicted otherwise"
     elif not more:
-        reason = f"it has more seeds ({len(old.proofs)}, the new one {len(new.proofs)})"
+        reason = _more_seeds(old, new)
     elif _less_checked(new, old):
         reason = f"it is {old.trust}, the further seeds are {new.trust}"
     else:
@@ -201,11 +210,17 @@ def _against(old: Claim, new: Claim) -> str:
         changed = sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))
         shown = ", ".join(f"{k} {one.get(k)} -> {other.get(k)}" for k in changed)
         return f"the same code, computed otherwise ({shown})"
+    if len(new.proofs) < len(old.proofs):
+        return _more_seeds(old, new)
     if not old.started or not new.started:
         return "nobody knows which of both is newer"
     if min(new.started) <= max(old.started):
         return "the new one was not started later"
     return ""
+
+
+def _more_seeds(old: Claim, new: Claim) -> str:
+    return f"it has more seeds ({len(old.proofs)}, the new one {len(new.proofs)})"
 
 
 def _less_checked(new: Claim, old: Claim) -> bool:
@@ -242,7 +257,7 @@ def _by_seed(item: tuple[str, str]) -> int:
     return int(item[0])
 
 
-def _moment(text: str) -> datetime | None:
+def moment_of(text: str) -> datetime | None:
     """A moment of ISO 8601, of UTC where it says nothing else; None if it's none."""
     try:
         moment = datetime.fromisoformat(text)

@@ -25,6 +25,8 @@ MOST_ROWS = 10_000
 TABLE = ".json"
 SUBMISSION = "submission.json"
 """Beside the table of a bundle: what is needed to run its cells."""
+TAKEN = ("submission", "readme", "measurements", "evidence", "license", "index")
+"""Names of other files and folders beside tables, whatever their case: no table's."""
 Number = float | int | str | None
 Seed = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,18})$")]
 Key = Annotated[str, Field(pattern=DIGEST)]
@@ -189,8 +191,7 @@ def _row(row: TableRow, source: Source) -> PublishedRow:
 def stem_of(suite: str) -> str:
     """A suite's name as the first part of a file's, which ends at the first dot."""
     stem = quote(suite, safe=" ").replace(".", "%2E")
-    taken = f"{stem}.json".lower() == SUBMISSION
-    return f"%{ord(stem[0]):X}{stem[1:]}" if taken else stem
+    return f"%{ord(stem[0]):X}{stem[1:]}" if stem.lower() in TAKEN else stem
 
 
 def table_name(suite: str) -> str:

@@ -28,7 +28,9 @@ class Reproduction(BaseModel):
         published: digest of the predictions that were published.
         predictions: digest of those of the new run.
         agreement: the share of queries for which both predict the same class.
+        score: the mean score of the new run.
         difference: of the mean scores, new - published.
+        device, torch: the kind of device and the minor version of PyTorch of the new run.
         same_device: whether both ran on one kind of device, with one minor version of PyTorch.
         run: on what it ran again.
     """
@@ -40,7 +42,10 @@ class Reproduction(BaseModel):
     published: str = Field(pattern=DIGEST)
     predictions: str = Field(pattern=DIGEST)
     agreement: float = Field(ge=0, le=1)
+    score: float
     difference: float
+    device: str = Field(min_length=1, max_length=50)
+    torch: str = Field(min_length=1, max_length=50)
     same_device: bool
     run: RunInfo
 
@@ -57,14 +62,16 @@ class Reproduction(BaseModel):
         one, other = old.record.identity.numerics, new.record.identity.numerics
         metric = str(old.record.identity.protocol.get("metric"))
         alike = old.episodes.predictions == new.episodes.predictions
+        score = float(new.episodes.scores(metric).mean())
         return cls(
             key=old.record.key,
             published=old.record.result.predictions,
             predictions=new.record.result.predictions,
             agreement=float(np.mean(alike)),
-            difference=float(
-                new.episodes.scores(metric).mean() - old.episodes.scores(metric).mean()
-            ),
+            score=score,
+            difference=score - float(old.episodes.scores(metric).mean()),
+            device=other.device,
+            torch=other.torch,
             same_device=(one.device, one.torch) == (other.device, other.torch),
             run=new.cell.run,
         )
@@ -78,6 +85,9 @@ class Reproduction(BaseModel):
             raise EvidenceError(f"{name}: {error.errors()[0]['msg']}") from error
         if (found.key, found.published) != (record.key, record.result.predictions):
             raise EvidenceError(f"{name} is about other predictions than those published")
+        ran = record.identity.numerics
+        if found.same_device != ((found.device, found.torch) == (ran.device, ran.torch)):
+            raise EvidenceError(f"{name} says same_device otherwise than its devices do")
         return found
 
     def files(self) -> dict[str, bytes]:

@@ -63,7 +63,8 @@ class Reruns:
 
     Attributes:
         report: findings, one for each cell.
-        reproductions: by key, of the cells that ran.
+        reproductions: by key, of the cells that ran; none where other code is installed here
+            and it is so near that nothing can be told.
     """
 
     report: Report
@@ -214,8 +215,9 @@ def _run(
             found.report.check(check, one.what, partial(_within, one, new))
             continue
         again = Reproduction.between(one.published, new)
-        found.reproductions[one.published.record.key] = again
         found.report.check(check, one.what, partial(_reproduced, one.published, new, again))
+        if found.report.findings[-1].state != "not checked":
+            found.reproductions[one.published.record.key] = again
 
 
 def _cannot(error: MetabenchError) -> None:
@@ -229,9 +231,12 @@ def _failed(failure: Failure) -> None:
 
 def _reproduced(old: Proof, new: Proof, again: Reproduction) -> None:
     """The same predictions on the same kind of device and by the same code, else near enough."""
+    _same_inference(old, new)
+    same_code = old.record.identity.codes == new.record.identity.codes
+    if same_code and again.same_device:
+        _same_costs(old, new)
     if again.holds:
         return
-    same_code = old.record.identity.codes == new.record.identity.codes
     told = (
         f"{again.agreement:.2%} of its predictions are the same, its score moved by"
         f" {again.difference:+.4f}"
@@ -242,8 +247,21 @@ def _reproduced(old: Proof, new: Proof, again: Reproduction) -> None:
     raise EvidenceError(told)
 
 
+def _same_inference(old: Proof, new: Proof) -> None:
+    told, found = old.record.inference, new.record.inference
+    require(told == found, f"its record says {told}, it was found to be {found} here")
+
+
+def _same_costs(old: Proof, new: Proof) -> None:
+    """What the table says of a training run, and no timer decides."""
+    for name in ("budget", "train_items", "parameters"):
+        told, found = (getattr(proof.record.result, name) for proof in (old, new))
+        require(told == found, f"its {name} is {told}, and {found} when it is run again")
+
+
 def _within(one: _Drawn, new: Proof) -> None:
     """The score of a seed that nobody could know lies where the row's own seeds predict it."""
+    _same_inference(one.model, new)
     metric = str(one.model.record.identity.protocol["metric"])
     own = [float(proof.episodes.scores(metric).mean()) for proof in one.row.proofs]
     score = float(new.episodes.scores(metric).mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -26,6 +27,16 @@ SCHEMES = ("https", "http", "ssh", "git")
 SYSTEMS = ("git", "hg", "svn", "bzr")
 
 
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+_VERSION = r"[A-Za-z0-9][A-Za-z0-9.!+_-]*"
+_ADDRESS = (
+    rf"({'|'.join(SYSTEMS)})\+({'|'.join(SCHEMES)})://(git@)?[A-Za-z0-9.:-]+/[A-Za-z0-9_./~+%-]*"
+    r"@[A-Za-z0-9_.-]+(#subdirectory=[A-Za-z0-9_./-]+)?"
+)
+_INSTALL = f"{_NAME}=={_VERSION}|{_ADDRESS}"
+"""What `install_line` writes: pip takes much more than that, options among it."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -44,10 +55,10 @@ class PluginSource(_Model):
     kind: Literal["algorithm", "backbone", "dataset"]
     name: str = Field(min_length=1, max_length=200)
     code: list[str] = Field(min_length=1, max_length=1000)
-    distribution: str = Field(max_length=200)
-    version: str = Field(max_length=200)
+    distribution: str = Field(max_length=200, pattern=f"^{_NAME}$")
+    version: str = Field(max_length=200, pattern=f"^{_VERSION}$")
     entry_point: str = Field(max_length=500)
-    install: str = Field(max_length=1000)
+    install: str = Field(max_length=1000, pattern=f"^({_INSTALL})$")
     same_code: bool
 
 
@@ -119,6 +130,19 @@ class Submission(_Model):
                 raise EvidenceError(f"{name} was changed after the bundle was made")
         return found
 
+    def check_follows(self, proofs: Sequence[Proof]) -> None:
+        """EvidenceError where plugins, codes or machines are others than those of these cells."""
+        told = [(plugin.kind, plugin.name, plugin.code) for plugin in self.plugins]
+        found = [(kind, name, codes) for (kind, name), (_, codes) in _used(proofs).items()]
+        if told != found:
+            raise EvidenceError("its plugins, or their codes, are not those of its records")
+        if self.environments != _environments(proofs):
+            raise EvidenceError("its environments are not those on which its cells ran")
+        for plugin in self.plugins:
+            plain = f"{plugin.distribution}=={plugin.version}"
+            if "://" not in plugin.install and plugin.install != plain:
+                raise EvidenceError(f"{plugin.install} does not install {plain}")
+
     def to_bytes(self) -> bytes:
         return json_bytes(self.model_dump(mode="json"))
 
@@ -126,7 +150,10 @@ class Submission(_Model):
         return digest(self.model_dump(mode="json", exclude={"digest"}))
 
 
-def _plugins(proofs: Sequence[Proof], registry: Registry) -> list[PluginSource]:
+def _used(
+    proofs: Iterable[Proof],
+) -> dict[tuple[PluginKind, str], tuple[Choice, list[str]]]:
+    """Of each plugin, sorted, a choice of it and its codes."""
     used: dict[tuple[PluginKind, str], tuple[Choice, set[str]]] = {}
     for proof in proofs:
         identity = proof.record.identity
@@ -138,9 +165,14 @@ def _plugins(proofs: Sequence[Proof], registry: Registry) -> list[PluginSource]:
         for kind, part in parts:
             choice = Choice(name=part.name, label=part.name, hyperparameters=part.hp)
             used.setdefault((kind, part.name), (choice, set()))[1].add(part.code)
+    ordered = sorted(used.items(), key=lambda item: item[0])
+    return {key: (choice, sorted(codes)) for key, (choice, codes) in ordered}
+
+
+def _plugins(proofs: Sequence[Proof], registry: Registry) -> list[PluginSource]:
     return [
-        _source(kind, choice, sorted(codes), registry)
-        for (kind, _), (choice, codes) in sorted(used.items(), key=lambda item: item[0])
+        _source(kind, choice, codes, registry)
+        for (kind, _), (choice, codes) in _used(proofs).items()
     ]
 
 
@@ -196,7 +228,8 @@ def install_line(distribution: str, version: str, direct_url: str | None) -> str
     port = f":{address.port}" if address.port else ""
     inside = f"#subdirectory={folder}" if folder else ""
     place = f"{address.scheme}://{user}{address.hostname}{port}{address.path}"
-    return f"{system['vcs']}+{place}@{commit}{inside}"
+    line = f"{system['vcs']}+{place}@{commit}{inside}"
+    return line if re.fullmatch(_ADDRESS, line) else plain
 
 
 def _environments(proofs: Iterable[Proof]) -> list[Environment]:

@@ -10,6 +10,7 @@ import pytest
 from published_folder import LATER, content, publish_results, row_of
 
 from metabench.errors import UsageError
+from metabench.publishing.reproduction import ELSEWHERE
 
 Make = Callable[[], Any]
 LATEST = "2026-03-03T00:00:00+00:00"
@@ -68,3 +69,29 @@ def test_a_copy_of_a_run_is_no_second_run(tmp_path: Path, results: Any, make_res
     assert row_of(tmp_path / "tables", "maml").trust == "recomputed"
     with pytest.raises(UsageError, match="is the result folder that is published"):
         publish_results(results, tmp_path / "tables", again=results)
+
+
+def test_a_run_on_another_kind_of_device_is_compared_within_the_tolerance(
+    tmp_path: Path, results: Any, make_results: Make
+) -> None:
+    folder = tmp_path / "tables"
+    results.row("maml", 2)
+    near, far = make_results(), make_results()
+    near.add("maml", 0, device="cuda", started=LATER)
+    [first] = near.predicted
+    published = publish_results(results, folder).changes
+    assert len(published) == 1
+    record = near.store.find(first)
+    assert record is not None
+    [old] = [r for r in row_of(folder, "maml").records if r.identity.seed == 0]
+    moved = near.predicted[first].scores("accuracy").mean()
+    moved -= results.predicted[old.key].scores("accuracy").mean()
+    done = publish_results(results, folder, again=near)
+    [(_, [made])] = done.reproductions
+    assert (made.key, made.device, made.same_device) == (old.key, "cuda", False)
+    assert made.difference == pytest.approx(moved)
+    assert made.holds == done.ok == (abs(moved) <= ELSEWHERE)
+    # Other code, or another seed, is another cell.
+    far.add("maml", 5, device="cuda", started=LATER)
+    far.add("maml", 0, code="9" * 32, device="cuda", started=LATER)
+    assert publish_results(results, folder, again=far).reproductions == ()

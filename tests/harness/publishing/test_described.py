@@ -68,6 +68,25 @@ def test_a_data_set_that_is_not_here_is_said_to_be_unknown(tmp_path: Path, resul
     assert "no data set called quickdraw is installed" in sheet
 
 
+@pytest.mark.parametrize(
+    ("started", "line"),
+    [
+        ("yesterday <b>", "2 training runs. Made by"),
+        (
+            "20260405T060708+02:00",
+            "2 training runs, the latest of which started on 2026-04-05. Made",
+        ),
+    ],
+)
+def test_a_day_is_one_or_is_left_out(tmp_path: Path, results: Any, started: str, line: str) -> None:
+    results.add("maml", 0, started="zzzz")
+    results.add("maml", 1, started=started)
+    publish_results(results, tmp_path / "t")
+    assert line in " ".join((tmp_path / "t" / f"{SUITE}.datasheet.md").read_text().split())
+    metadata = json.loads((tmp_path / "t" / f"{SUITE}.croissant.json").read_text())
+    assert metadata.get("datePublished") in (None, "2026-04-05")
+
+
 def test_another_content_has_no_counts(tmp_path: Path, results: Any, data: Path) -> None:
     results.row("maml", 1, content="e" * 32)
     publish(StoreSource(results.store), SUITE, tmp_path / "t", DataHere(registry(), data))
@@ -93,7 +112,7 @@ def test_the_metadata_name_the_files_by_size_and_digest(folder: Path) -> None:
     value = json.loads((folder / f"{SUITE}.croissant.json").read_text())
     files = [part for part in value["distribution"] if part["@type"] == "cr:FileObject"]
     assert {part["contentUrl"] for part in files} == {
-        f"{SUITE}{e}" for e in (".csv", ".json", ".md")
+        f"{SUITE}{e}" for e in (".csv", ".json", ".md", ".datasheet.md")
     }
     for part in files:
         there = (folder / part["contentUrl"]).read_bytes()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forging import Forgery
 from published_folder import LATER, SUITE, content, publish_results, published_in, row_of
 from small_bundle import SUITE as SMALL
 from small_bundle import small_bundle, small_run
@@ -22,9 +23,10 @@ from metabench.publishing.evidence import Proof
 from metabench.publishing.files import FolderFiles, GivenFiles
 from metabench.publishing.folder import publish
 from metabench.publishing.history import History
-from metabench.publishing.published import PublishedSource
+from metabench.publishing.published import PublishedSource, stem_of, suites_in, table_name
 from metabench.publishing.verify import verify_files
 from metabench.publishing.verify.episodes import DataHere
+from metabench.registry import Registry
 from metabench.store.store import Store
 
 Make = Callable[[], Any]
@@ -219,3 +221,129 @@ def _texts(folder: Path) -> list[str]:
     [csv] = folder.glob("*.csv")
     stem = csv.name.removesuffix(".csv")
     return [(folder / f"{stem}{end}").read_text() for end in (".csv", ".md", ".datasheet.md")]
+
+
+def test_replacing_in_one_suite_keeps_the_reproductions_of_another(
+    tmp_path: Path, results: Any, make_results: Make
+) -> None:
+    folder = tmp_path / "tables"
+    results.row("maml", 1, suite="one")
+    second, same = make_results(), make_results()
+    second.row("maml", 1, suite="one", started=LATER)
+    publish_results(results, folder, suite="one", again=second)
+    same.row("maml", 1, suite="two", started=LATER)
+    publish_results(same, folder, suite="two", replacing=True)
+    assert row_of(folder, "maml", "one").trust == "reproduced"
+    assert row_of(folder, "maml", "two").trust == "reproduced"
+
+
+def test_a_row_of_another_suite_that_changes_is_noted_in_its_history(
+    tmp_path: Path, results: Any, make_results: Make
+) -> None:
+    folder = tmp_path / "tables"
+    [key, *_] = results.row("maml", 2, suite="one")
+    results.row("protonet", 1, suite="one")
+    publish_results(results, folder, suite="one")
+    before = row_of(folder, "maml", "one")
+    other = make_results()
+    other.row("maml", 1, suite="two", luck=1)
+    publish_results(other, folder, suite="two", replacing=True)
+    [note] = History.read(FolderFiles(folder), "one").replaced
+    made = [record.result.predictions for record in before.records]
+    assert list(note.predictions.values()) == made
+    assert note.by_predictions == {"0": other.predicted[key].digest, "1": made[1]}
+    assert note.row.numbers["score"] == pytest.approx(before.score)
+    assert "suite two replaced cells of it" in note.reason
+    assert History.read(FolderFiles(folder), "two").replaced == ()
+
+
+def test_every_replacement_is_noted_though_rows_come_back(
+    tmp_path: Path, results: Any, make_results: Make
+) -> None:
+    folder, other = tmp_path / "tables", make_results()
+    results.row("maml", 1)
+    other.row("maml", 1, luck=1)
+    results.row("protonet", 1)
+    for made in (results, other, results, other, other):
+        publish_results(made, folder, replacing=True)
+    own, others = ([r.predicted[k].digest] for r in (results, other) for k in list(other.predicted))
+    told = [
+        list(n.by_predictions.values()) for n in History.read(FolderFiles(folder), SUITE).replaced
+    ]
+    assert told == [others, own, others]
+
+
+@pytest.mark.parametrize(
+    "suite", ["README", "ReadMe", "measurements", "Evidence", "LICENSE", "index", "Submission"]
+)
+def test_a_suite_takes_no_other_files_place(tmp_path: Path, results: Any, suite: str) -> None:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "README.md").write_text("of all tables")
+    results.row("maml", 1, suite=suite)
+    publish_results(results, folder, suite=suite)
+    assert (folder / "README.md").read_text() == "of all tables"
+    assert not (folder / f"{suite}.json").exists()
+    assert suites_in(FolderFiles(folder)) == [suite]
+    assert stem_of("readme-2") == "readme-2"
+
+
+def test_twice_on_another_machine_changes_nothing(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no data sets, and its sums differ in the last digit."""
+    source = StoreSource(Store.open(small_run(data), create=False))
+    folder, bare = tmp_path / "tables", DataHere(Registry(), tmp_path / "none")
+    publish(source, SMALL, folder, DataHere(registry(), data))
+    before, real = content(folder), module.published
+
+    def otherwise(suite: str, rows: Any, of: Any) -> Any:
+        table = real(suite, rows, of)
+        near = [
+            row.model_copy(
+                update={
+                    "numbers": {
+                        name: value * (1 + 1e-14) if isinstance(value, float) else value
+                        for name, value in row.numbers.items()
+                    }
+                }
+            )
+            for row in table.rows
+        ]
+        return table.model_copy(update={"rows": tuple(near)})
+
+    monkeypatch.setattr(module, "published", otherwise)
+    assert publish(source, SMALL, folder, bare).written == ()
+    assert content(folder) == before
+    # What isn't true any more is made anew, and all of it if somebody asks.
+    (folder / f"{SMALL}.md").write_text("edited")
+    assert f"{SMALL}.md" in publish(source, SMALL, folder, bare).written
+    assert publish(source, SMALL, folder, bare, replacing=True).written == ()
+    asked = publish(source, SMALL, folder, DataHere(registry(), data), replacing=True)
+    assert f"{SMALL}.datasheet.md" in asked.written
+    assert table_name(SMALL) not in asked.written
+
+
+def test_a_folder_that_would_not_verify_is_not_written(tmp_path: Path, data: Path) -> None:
+    """Predictions that stand in the table, handed in under another algorithm's name."""
+    folder, here = tmp_path / "tables", DataHere(registry(), data)
+
+    def check(files: Any) -> None:
+        wrong = verify_files(files, registry(), data).wrong()
+        if wrong:
+            raise EvidenceError("; ".join(f"{f.check}: {f.why}" for f in wrong))
+
+    publish(
+        StoreSource(Store.open(small_run(data), create=False)), SMALL, folder, here, check=check
+    )
+    before, copy = content(folder), Forgery(small_bundle(data))
+    row = copy.row_of("protonet")
+    for seed in range(3):
+        copy.replace(row, seed, identity=lambda facts: facts["algorithm"].update(name="maml"))
+    copy.change_row(lambda told: told["labels"].update(algorithm="maml"), row)
+    named = {"command": copy.table["rows"][row]["command"].replace("protonet", "maml")}
+    copy.change_row(lambda told: told.update(named), row)
+    handed_in = PublishedSource.read(copy.renumbered().given())
+    with pytest.raises(EvidenceError, match="predictions are its own: "):
+        publish(handed_in, SMALL, folder, here, check=check)
+    assert content(folder) == before

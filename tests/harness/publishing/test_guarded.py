@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
 import sys
 from typing import Any
 
@@ -120,9 +121,37 @@ def test_a_child_that_dies_costs_one_file(monkeypatch: pytest.MonkeyPatch) -> No
         b'{"columns": {"a": ["<i8", 1000000]}}\n',
         b'{"columns": {"a": ["<i8", -1]}}\n',
         b'{"columns": {"a": ["<i8", 2]}}\nshort',
-        b"x" * 100_000,
+        b"no JSON\n",
+        b"\xff\n",
+        b'{"columns": 1}\n',
+        b'{"columns": []}\n',
+        b'{"columns": {"a": 1}}\n',
+        b'{"columns": {"a": ["<i8"]}}\n',
+        b"[" * 50_000 + b"\n",
+        b"x" * 50_000,
     ],
 )
 def test_an_answer_of_a_child_gone_astray_is_not_believed(answer: bytes) -> None:
-    with pytest.raises((EOFError, LookupError, TypeError, ValueError)):
-        guarded._answer(io.BytesIO(answer), 100)
+    child = guarded._Child()
+    child._process = told = subprocess.Popen(
+        [sys.executable, "-c", _ANSWERS, answer.hex()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        with pytest.raises(ValueError, match="it can't be read within 512 MiB"):
+            child.columns(b"a file", ["a"], [], 100)
+        assert told.returncode is not None  # what else it says is nobody's answer
+        assert child._process is None
+    finally:
+        told.kill()
+
+
+_ANSWERS = """
+import os, sys, time
+sys.stdin.buffer.readline()
+sys.stdout.buffer.write(bytes.fromhex(sys.argv[1]))
+sys.stdout.buffer.flush()
+os.close(1)
+time.sleep(60)
+"""

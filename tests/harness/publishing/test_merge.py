@@ -11,9 +11,11 @@ from published_folder import LATER, SUITE, publish_results, published_in, row_of
 
 from metabench.api.recipe import Recipe
 from metabench.errors import EvidenceError
-from metabench.publishing.files import FolderFiles
+from metabench.publishing.files import FolderFiles, GivenFiles
 from metabench.publishing.folder import Publication
 from metabench.publishing.history import History
+from metabench.publishing.merge import claims
+from metabench.publishing.published import SUBMISSION, PublishedSource
 
 Make = Callable[[], Any]
 
@@ -211,3 +213,25 @@ def test_new_times_alone_change_nothing_unless_asked_for(folder: Path, make_resu
     assert row_of(folder, "maml").train_s == 2.0
     assert only(publish_results(slower, folder, replacing=True))[0] == "replaced"
     assert row_of(folder, "maml").train_s == 99.0
+
+
+def test_fewer_seeds_of_newer_code_do_not_replace(folder: Path, make_results: Make) -> None:
+    newer = make_results()
+    newer.row("maml", 1, code="9" * 32, started=LATER)
+    what, reason = only(publish_results(newer, folder))
+    assert (what, reason.partition(";")[0]) == ("kept", "it has more seeds (2, the new one 1)")
+    assert only(publish_results(newer, folder, replacing=True))[0] == "replaced"
+
+
+def test_a_bundle_cannot_say_that_it_was_reproduced(
+    tmp_path: Path, results: Any, make_results: Make
+) -> None:
+    results.row("maml", 1)
+    second = make_results()
+    second.row("maml", 1, started=LATER)
+    publish_results(results, tmp_path / "t", again=second)
+    files = {n: FolderFiles(tmp_path / "t").read(n) for n in FolderFiles(tmp_path / "t").names()}
+    for extra, trust in (({}, "reproduced"), ({SUBMISSION: b"{}"}, "recomputed")):
+        source = PublishedSource.read(GivenFiles({**files, **extra}, "handed in"), [SUITE])
+        [claim], _ = claims(source, SUITE)
+        assert claim.trust == trust

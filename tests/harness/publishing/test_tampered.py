@@ -14,6 +14,7 @@ import pytest
 from forging import Check, Forgery, edited, first_episodes, reasons
 
 from metabench.episodes.protocol import Protocol
+from metabench.publishing.verify import episodes
 
 
 def test_what_was_not_tampered_with_holds(check: Check, forgery: Forgery) -> None:
@@ -167,14 +168,23 @@ def test_a_protocol_that_is_none(check: Check, forgery: Forgery) -> None:
     assert "its protocol is none: metric" in reasons(check(forgery.resealed()), "protocol")
 
 
-@pytest.mark.parametrize("value", [10**9, 10**15])
+@pytest.mark.parametrize("value", [10**6, 10**9, 10**15])
 def test_a_protocol_that_asks_for_too_much_draws_nothing(
-    check: Check, forgery: Forgery, value: int
+    check: Check, forgery: Forgery, value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seed in range(3):
-        forgery.replace(0, seed, identity=lambda i: i["protocol"].update(episodes=value))
+    drawn: list[object] = []
+    monkeypatch.setattr(episodes, "_drawn", lambda *asked: drawn.append(asked))
+    for row in range(2):
+        if value == 10**6:  # a protocol still
+            under(forgery, row, episodes=value)
+        else:
+            for seed in range(3):
+                change = {"episodes": value}
+                forgery.replace(row, seed, identity=lambda i, c=change: i["protocol"].update(c))
     report = check(forgery.resealed())
+    assert "10 test episodes" in reasons(report, "protocol") or value > 10**6
     assert not report.ok
+    assert not drawn
 
 
 def test_a_recipe_that_is_none(check: Check, forgery: Forgery) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 from forging import Forgery
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_bundle import small_bundle
 
+from metabench.episodes.protocol import Protocol
 from metabench.errors import EvidenceError, StoreError
 from metabench.plugins import registry
-from metabench.publishing.verify import CannotCheckError, Report, plausible, verify_files
+from metabench.publishing.verify import (
+    CannotCheckError,
+    Report,
+    episodes,
+    plausible,
+    verify_files,
+)
 from metabench.publishing.verify.identities import _named_in
 from metabench.publishing.verify.numbers import _same_rounded
 from metabench.publishing.verify.report import require
@@ -53,6 +61,7 @@ def test_a_spread_smaller_than_chance_allows(hits: int) -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(2, 2, 0.0, 0.25, 0)
 @given(
     st.integers(2, 300),
     st.integers(2, 15),
@@ -88,6 +97,39 @@ def test_items_drawn_without_replacement_vary_less_and_hold() -> None:
             right[episode, targets == label] = known[of, rng.permutation(20)[:15]]
     predictions = np.where(right, results.targets, (results.targets + 1) % 5)
     plausible._spread(row_of(replace(results, predictions=predictions)))
+
+
+def test_variances_are_those_of_a_loop_over_classes() -> None:
+    """Unbiased, of classes with as many queries as the episode happens to have."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 7, (40, 20))
+    results = EpisodeResults(targets, rng.integers(0, 7, targets.shape), targets)
+    hits, expected = plausible._variances(results)
+    right = results.predictions == targets
+    total = 0.0
+    for episode, told in enumerate(right):
+        for label in range(7):
+            own = told[targets[episode] == label]
+            total += len(own) * own.var(ddof=1) if len(own) > 1 else 0.0
+    assert expected == pytest.approx(total / 40, rel=1e-12)
+    assert hits.tolist() == right.sum(1).tolist()
+
+
+def test_a_protocol_of_very_many_ways_takes_no_longer() -> None:
+    """Of 32,768 ways, 30 episodes: a loop over them would take half an hour."""
+    ways = 2**15
+    results = balanced(30, ways, 1)
+    protocol = Protocol(ways=ways, shots=1, queries=1, episodes=30)
+    started = time.process_time()
+    episodes._in_range(results, protocol)
+    episodes._as_many_of_each(results, protocol)
+    with pytest.raises(CannotCheckError):
+        plausible._spread(row_of(results))
+    assert time.process_time() - started < 10
+    one = results.targets.copy()
+    one[3, 5] = one[3, 6]
+    with pytest.raises(EvidenceError, match="other than 1 queries a class"):
+        episodes._as_many_of_each(replace(results, targets=one), protocol)
 
 
 def test_one_class_for_everything_says_nothing_of_spread() -> None:

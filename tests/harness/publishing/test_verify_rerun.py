@@ -106,10 +106,41 @@ def test_other_code_is_named(forgery: Forgery, data: Path) -> None:
             forgery.replace(row, seed, identity=lambda i: i["algorithm"].update(code="0" * 32))
     found = run(forgery, data, 6)
     assert found.report.ok  # the same predictions all the same
+    assert len(found.reproductions) == 6
     row = forgery.row_of("protonet")
+    # One of 150: nobody can tell whether other code makes that difference.
+    forgery.replace(row, 1, episodes=edited(forgery.proof(row, 1).episodes, 1))
+    near = run(forgery, data, 6)
+    assert near.report.ok
+    (told,) = [finding for finding in near.report.findings if finding.state == "not checked"]
+    assert told.why.startswith("other code is installed here")
+    assert told.why.endswith("within 0.01")
+    assert forgery.key(row, 1) not in near.reproductions
+    assert len(near.reproductions) == 5
     forgery.replace(row, 0, episodes=edited(forgery.proof(row, 0).episodes, 30))
     wrong = run(forgery, data, 6).report.wrong()
     assert any(finding.why.startswith("other code is installed here") for finding in wrong)
+
+
+@pytest.mark.parametrize("name", ["budget", "train_items", "parameters"])
+def test_what_a_training_cost_comes_out_again(forgery: Forgery, data: Path, name: str) -> None:
+    row = forgery.row_of("protonet")
+    for seed in range(3):
+        forgery.replace(row, seed, result={name: 1})
+    found = run(forgery, data, 6)
+    wrong = [finding for finding in found.report.wrong() if finding.check == "run again"]
+    assert len(wrong) == 3
+    assert all(finding.why.startswith(f"its {name} is 1, and ") for finding in wrong)
+
+
+def test_the_inference_mode_comes_out_again(forgery: Forgery, data: Path) -> None:
+    """Of a seed of the row, and of another one."""
+    for row in range(2):
+        for seed in range(3):
+            forgery.replace(row, seed, inference="transductive")
+    found = run(forgery, data, 6)
+    why = "its record says transductive, it was found to be inductive here"
+    assert [finding.why for finding in found.report.wrong()] == [why] * 7
 
 
 def test_the_prediction_interval_covers_what_it_says() -> None:

@@ -41,7 +41,7 @@ def verify_files(files: Files, registry: Registry, data_folder: Path | None = No
     for row in read.rows():
         check_identities(row, registry, report)
         check_episodes(row, here, report)
-        check_plausible(row, report)
+        check_plausible(row, registry, report)
     check_apart(read, report)
     check_numbers(read, report)
     check_attached(read, report)

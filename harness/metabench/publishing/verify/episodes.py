@@ -171,7 +171,9 @@ def _as_many_of_each(results: EpisodeResults, protocol: Protocol) -> None:
     """One class a label, another for each, and as many queries of each as the protocol says."""
     ways = protocol.ways
     require(results.targets.shape[1] == ways * protocol.queries, "its episodes are of another size")
-    counts = np.stack([(results.targets == label).sum(1) for label in range(ways)], axis=1)
+    # As many counts as queries at the most; labels are in range.
+    episode = np.arange(len(results.targets))[:, None]
+    counts = np.bincount((episode * ways + results.targets).ravel(), minlength=episode.size * ways)
     if protocol.dirichlet is None:
         same = bool((counts == protocol.queries).all())
         require(same, f"an episode has other than {protocol.queries} queries a class")

@@ -5,6 +5,7 @@ A plugin's name is looked up among those installed here, never imported from wha
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -31,6 +32,11 @@ from metabench.store.keys import CellIdentity
 M = TypeVar("M", bound=BaseModel)
 
 _PLUGIN = re.compile(r"[a-z0-9][a-z0-9+_-]{0,63}(:[\w.+/-]{1,128})?")
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_OF_CALL = {"algorithms", "backbones", "datasets", "protocols", "exclude", "seeds", "settings"} | {
+    *("precision", "engine", "device")
+}
+"""What a call of `metabench.run` that is published may set: no folder, and nothing of workers."""
 _MARKUP = re.compile(r"[<>`]|\[/?[A-Za-z#@/]|\]\(")
 _FORMULA = ("=", "+", "-", "@")
 
@@ -89,13 +95,18 @@ def _plain_names(row: RowOf) -> None:
         for kind in ("algorithm", "backbone", "dataset"):
             name = getattr(identity, kind).name
             require(bool(_PLUGIN.fullmatch(name)), f"{plain(name)!r} is no name of a plugin")
+        device = identity.numerics.device
+        require(device in _DEVICES, f"{plain(device)!r} is no type of device")
 
 
 def _command(row: RowOf) -> None:
     """The line that runs it again is one, and of this row."""
     noted, labels = row.row.command, row.row.labels
     require(published_command(noted) == noted, "it is no line that runs metabench")
+    if not noted:
+        raise CannotCheckError("no line that runs it again was noted")
     if not noted.startswith("metabench run "):
+        _call(noted, row.suite)
         return
     words = shlex.split(noted)[2:]
     require(len(words) % 2 == 0, "an option of it has no value")
@@ -117,6 +128,19 @@ def _command(row: RowOf) -> None:
     }
     for what, holds in right.items():
         require(holds, f"its {what} is not that of the row")
+
+
+def _call(noted: str, suite: str) -> None:
+    """A call of `metabench.run` on the row's suite, which only chooses what of it is run."""
+    call = ast.parse(noted, mode="eval").body
+    assert isinstance(call, ast.Call)  # or `published_command` would not have passed it on
+    places = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+    right = len(places) == len(call.args) == 1 and places[0] in (suite, f"{suite}.toml")
+    require(right, "its suite is not that of the row")
+    names = [keyword.arg for keyword in call.keywords]
+    odd = [str(name) for name in names if name not in _OF_CALL]
+    require(not odd, f"it sets {', '.join(odd)}")
+    require(len(set(names)) == len(names), "it says something twice")
 
 
 def _seeds(row: RowOf) -> None:
@@ -204,7 +228,7 @@ def _settings(row: RowOf, registry: Registry) -> None:
         if registry.find(kind, choice.name) is None:
             raise CannotCheckError(f"no {kind} called {choice.name} is installed here")
         try:
-            _, hp = load_choice(registry, kind, choice)
+            cls, hp = load_choice(registry, kind, choice)
         except MetabenchError as error:
             raise CannotCheckError(
                 f"{kind} {choice.name} of the version here: {error.message}"
@@ -212,3 +236,12 @@ def _settings(row: RowOf, registry: Registry) -> None:
         same = digest(hp.model_dump(mode="json")) == digest(choice.hyperparameters)
         if not same:
             raise CannotCheckError(f"{kind} {choice.name} of the version here has other settings")
+        if kind == "algorithm":
+            _inference(row, cls.inference_mode(hp))
+
+
+def _inference(row: RowOf, declared: str) -> None:
+    """One that knows of all queries says so; one found to be so may have declared otherwise."""
+    for proof in row.proofs:
+        right = declared != "transductive" or proof.record.inference == declared
+        require(right, f"under these settings it is {declared}, its record says otherwise")

@@ -26,6 +26,8 @@ from metabench.publishing.verify.report import CannotCheckError, Report, require
 
 RELATIVE = 1e-9
 """By how much a number may differ that another machine computed from the same predictions."""
+TEXTS = (".csv", ".md", ".datasheet.md", ".croissant.json")
+"""Beside a table `<suite>.json` in a folder."""
 _DECIMAL = re.compile(r"-?\d+\.\d+")
 
 
@@ -46,7 +48,15 @@ def check_numbers(read: Read, report: Report) -> None:
         for row in of_table:
             report.check("numbers", row.what, partial(_same_numbers, row, by_cells))
         if not read.is_bundle:
+            report.check("files", suite, partial(_all_there, read.files, suite))
             _check_texts(read.files, whole, suite, rows, report)
+
+
+def _all_there(files: Files, suite: str) -> None:
+    """A published table has all its texts."""
+    needed = {stem_of(suite) + ending for ending in TEXTS}
+    left = sorted(needed - set(files.names()))
+    require(not left, f"it has no {', '.join(left)}: publish it again")
 
 
 def _missing() -> None:

@@ -19,7 +19,7 @@ from metabench.publishing.published import (
     table_name,
 )
 from metabench.publishing.submission import Submission
-from metabench.publishing.verify.report import Report, require
+from metabench.publishing.verify.report import CannotCheckError, Report, require
 
 MOST_QUERIES = 60_000_000
 """Of all cells together: eight bytes each are held, and some more."""
@@ -59,12 +59,14 @@ class Read:
         tables: by suite.
         proofs: by key, each as its record says.
         queries: how many predictions there are in them.
+        submission: of a bundle, where it could be read.
     """
 
     files: Files
     tables: dict[str, PublishedTable] = field(default_factory=dict)
     proofs: dict[str, Proof] = field(default_factory=dict)
     queries: int = 0
+    submission: Submission | None = None
 
     @property
     def is_bundle(self) -> bool:
@@ -82,13 +84,28 @@ def read_all(files: Files, report: Report) -> Read:
     """Tables and evidence, with a finding on each."""
     read = Read(files)
     if read.is_bundle:
-        report.check("submission", SUBMISSION, lambda: Submission.read(files))
+        report.check("submission", SUBMISSION, partial(_submission, read))
     report.check("tables", files.place, lambda: require(bool(suites_in(files)), "it has no table"))
     for suite in suites_in(files):
         report.check("tables", table_name(suite), partial(_table, read, suite))
     for key in sorted({key for table in read.tables.values() for key in table.keys}):
         report.check("evidence", f"{CELLS}/{key}", partial(_proof, read, key))
+    if read.submission is not None:
+        told = partial(_told_right, read, read.submission)
+        report.check("submission", f"plugins of {SUBMISSION}", told)
     return read
+
+
+def _submission(read: Read) -> None:
+    read.submission = Submission.read(read.files)
+
+
+def _told_right(read: Read, told: Submission) -> None:
+    """What it says of plugins and machines is what the records say."""
+    require(list(read.tables) == [told.suite], f"it is of suite {told.suite}, not its table")
+    if not all(row.whole for row in read.rows()):
+        raise CannotCheckError("not all of its evidence could be read")
+    told.check_follows(list(read.proofs.values()))
 
 
 def _table(read: Read, suite: str) -> None:
