@@ -83,9 +83,7 @@ class Results:
         identity = CellIdentity(
             protocol=protocol.identity,
             recipe=(recipe or Recipe(steps=800)).identity,
-            dataset=DatasetIdentity(
-                name="quickdraw", digest=content, classes="c" * 32, item={}, code="f" * 32
-            ),
+            dataset=_dataset(content),
             algorithm=PluginIdentity(
                 name=algorithm, hp={"variant": variant, **(hp or {})}, code=code
             ),
@@ -101,10 +99,9 @@ class Results:
         run = RunInfo(metabench="0.1.0", torch="2.14.0", device=device, command=command)
         run = run.model_copy(update={"started": started, "train_s": train_s})
         if status == "ok":
-            results = made_up(protocol, identity.key, skill, episode_shift, luck, sure)
-            apart = protocol.model_copy(update={"episodes": disjoint})
-            parts = [results]
+            parts = [made_up(protocol, identity.key, skill, episode_shift, luck, sure)]
             if disjoint:
+                apart = protocol.model_copy(update={"episodes": disjoint})
                 parts.append(made_up(apart, identity.key, skill, episode_shift + 1, luck, sure))
             result = _result(parts, budget, dict(figures or {}), vouched)
             self._publish(identity, parts, run, inference, result, tuple(phases))
@@ -112,15 +109,10 @@ class Results:
             failure = Failure(status=status, exception="ValueError", message=f"{named} broke")
             self.store.fail(identity, failure, run)
         labels = {
-            "id": cell_id,
-            "dataset": dataset,
-            "protocol": protocol.name,
+            **{"id": cell_id, "dataset": dataset, "protocol": protocol.name},
             "protocol_digest": (label_protocol or protocol).digest,
-            "metric": protocol.metric,
-            "algorithm": algorithm,
-            "variant": variant,
-            "backbone": backbone,
-            "seed": seed,
+            **{"metric": protocol.metric, "algorithm": algorithm, "variant": variant},
+            **{"backbone": backbone, "seed": seed},
         }
         noted = self._noted.setdefault(suite, [])
         noted.append(SuiteCell(key=identity.key, labels=labels))
@@ -134,9 +126,7 @@ class Results:
     def phase(self, seed: int = 0, train_s: float = 10.0) -> str:
         """Put a shared phase in; returns its key."""
         identity = PhaseIdentity(
-            dataset=DatasetIdentity(
-                name="quickdraw", digest="d" * 32, classes="c" * 32, item={}, code="f" * 32
-            ),
+            dataset=_dataset("d" * 32),
             classes={},
             backbone=PluginIdentity(name="conv4", code="b" * 32),
             recipe={},
@@ -191,6 +181,12 @@ def _result(
         budget=budget,
         figures=figures,
         **dict(zip(("predictions", "disjoint"), digests, strict=False)),
+    )
+
+
+def _dataset(content: str) -> DatasetIdentity:
+    return DatasetIdentity(
+        name="quickdraw", digest=content, classes="c" * 32, item={}, code="f" * 32
     )
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from metabench.errors import EvidenceError
 from metabench.leaderboard.commands import published_command
 from metabench.leaderboard.source import Source
-from metabench.publishing.files import Files, read_json
+from metabench.publishing.files import Files, first_problem, read_json
 from metabench.publishing.guarded import guarded_columns
 from metabench.publishing.packing import LEVEL, SHIFT, SURE, packed, unpacked
 from metabench.store.files import json_bytes
@@ -123,9 +123,7 @@ class Proof:
             cell = CellEvidence.model_validate(read_json(files, f"{name}.json"))
             record = CellRecord.parse(cell.record)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise EvidenceError(f"{name}.json: {where}: {first['msg']}") from error
+            raise first_problem(f"{name}.json", error) from error
         except CorruptError as error:
             raise EvidenceError(f"{name}.json: its record was changed: {error}") from error
         if record.key != key:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from metabench.errors import EvidenceError
 
 MOST_BYTES = 64 * 2**20
@@ -158,3 +160,10 @@ def _check_shallow(value: Any) -> None:
             return
         level = inner
     raise ValueError(f"it nests deeper than {MOST_DEPTH}")
+
+
+def first_problem(name: str, error: ValidationError) -> EvidenceError:
+    """What a model says of the content of a file, in one line."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return EvidenceError(f"{name}: {where}: {first['msg']}")

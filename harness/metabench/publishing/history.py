@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metabench.errors import EvidenceError
 from metabench.publishing.evidence import DIGEST
-from metabench.publishing.files import Files, read_json
+from metabench.publishing.files import Files, first_problem, read_json
 from metabench.publishing.published import Key, PublishedRow, Seed, stem_of
 from metabench.store.files import json_bytes
 
@@ -62,9 +62,7 @@ class History(_Model):
         try:
             found = cls.model_validate(read_json(files, name), strict=False)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise EvidenceError(f"{name}: {where}: {first['msg']}") from error
+            raise first_problem(name, error) from error
         if found.suite != suite:
             raise EvidenceError(f"{name} is the history of suite {found.suite!r}")
         return found

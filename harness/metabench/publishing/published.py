@@ -15,7 +15,7 @@ from metabench.leaderboard.members import Labels, Member
 from metabench.leaderboard.rows import TableRow, table_rows
 from metabench.leaderboard.source import Source, Trust
 from metabench.publishing.evidence import DIGEST, REPRODUCED, Proof
-from metabench.publishing.files import Files, read_json
+from metabench.publishing.files import Files, first_problem, read_json
 from metabench.publishing.reproduction import Reproduction
 from metabench.store.files import json_bytes
 from metabench.store.record import CellRecord, RunInfo
@@ -104,9 +104,7 @@ class PublishedTable(_Model):
             # Tuples are lists in JSON.
             table = cls.model_validate(value, strict=False)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise EvidenceError(f"{name}: {where}: {first['msg']}") from error
+            raise first_problem(name, error) from error
         if table.suite != suite:
             raise EvidenceError(f"{name} is the table of suite {table.suite!r}")
         return table

@@ -15,7 +15,7 @@ from metabench.episodes.digest import digest
 from metabench.errors import EvidenceError, MetabenchError
 from metabench.plugins import GROUP, PluginInfo
 from metabench.publishing.evidence import DIGEST, Proof
-from metabench.publishing.files import Files, read_json
+from metabench.publishing.files import Files, first_problem, read_json
 from metabench.publishing.published import SUBMISSION
 from metabench.registry import Registry
 from metabench.runner.cells import Choice
@@ -117,9 +117,7 @@ class Submission(_Model):
         try:
             found = cls.model_validate(read_json(files, SUBMISSION))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise EvidenceError(f"{SUBMISSION}: {where}: {first['msg']}") from error
+            raise first_problem(SUBMISSION, error) from error
         if found.digest != found._seal():
             raise EvidenceError(f"{SUBMISSION} was changed after it was made")
         there = set(files.names()) - {SUBMISSION}
