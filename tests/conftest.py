@@ -8,6 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes hangs on what else the machine does.
+settings.register_profile("metabench", deadline=None)
+settings.load_profile("metabench")
 
 THIRD_PARTY = Path(__file__).parent / "third_party"
 

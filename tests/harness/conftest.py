@@ -67,6 +67,7 @@ class Results:
         label_protocol: Protocol | None = None,
         figures: Mapping[str, float] | None = None,
         started: str = "2026-01-01T00:00:00+00:00",
+        instructions: str = "AVX2",
         disjoint: int = 0,
         sure: bool = False,
         luck: int = 0,
@@ -96,8 +97,8 @@ class Results:
         if command is None:
             options = f"--dataset {dataset} --algorithm {algorithm} --backbone {backbone}"
             command = f"metabench run --suite {suite} {options} --seed {seed}"
-        run = RunInfo(metabench="0.1.0", torch="2.14.0", device=device, command=command)
-        run = run.model_copy(update={"started": started, "train_s": train_s})
+        run = RunInfo(metabench="0.1.0", torch="2.14.0", device=device, instructions=instructions)
+        run = run.model_copy(update={"started": started, "train_s": train_s, "command": command})
         if status == "ok":
             parts = [made_up(protocol, identity.key, skill, episode_shift, luck, sure)]
             if disjoint:

@@ -123,6 +123,7 @@ class TableFacts:
                             f"Python {cell.run.python}" if cell.run.python else "",
                             cell.run.platform,
                             cell.run.device,
+                            cell.run.instructions,
                         ),
                     )
                 )

@@ -163,7 +163,7 @@ class PublishedSource:
         for name in self.files.names():
             folder, _, file = name.rpartition("/")
             if folder == REPRODUCED and (key := file.removesuffix(".json")) in self.proofs:
-                found[key] = Reproduction.read(self.files, name, self.proofs[key].record)
+                found[key] = Reproduction.read(self.files, name, self.proofs[key])
         return found
 
     def rows(self, suite: str) -> list[TableRow]:

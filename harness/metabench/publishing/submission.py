@@ -70,6 +70,7 @@ class Environment(_Model):
     torch: str
     numpy: str
     platform: str
+    instructions: str = ""
     device: str
 
 
@@ -241,4 +242,4 @@ def _environments(proofs: Iterable[Proof]) -> list[Environment]:
     return sorted(found, key=lambda environment: json.dumps(environment.model_dump()))
 
 
-_OF_RUN = ("metabench", "python", "torch", "numpy", "platform")
+_OF_RUN = ("metabench", "python", "torch", "numpy", "platform", "instructions")

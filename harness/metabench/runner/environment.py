@@ -29,6 +29,7 @@ def run_info(device: torch.device, command: str, **seconds: float | None) -> Run
         numpy=np.__version__,
         platform=f"{platform.system()} {platform.machine()}",
         device=device_name(device),
+        instructions=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,

@@ -182,6 +182,7 @@ class RunInfo(_Model):
         metabench, python, torch, numpy: versions.
         platform: operating system and processor.
         device: the device's name.
+        instructions: vector instructions that PyTorch computes with on the CPU, such as `AVX2`.
         threads: of PyTorch.
         started: UTC, ISO 8601.
         train_s, test_s: seconds.
@@ -197,6 +198,7 @@ class RunInfo(_Model):
     numpy: str = ""
     platform: str = ""
     device: str = ""
+    instructions: str = ""
     threads: int = 0
     started: str = ""
     train_s: float | None = None

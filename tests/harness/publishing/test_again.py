@@ -71,6 +71,22 @@ def test_a_copy_of_a_run_is_no_second_run(tmp_path: Path, results: Any, make_res
         publish_results(results, tmp_path / "tables", again=results)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("AVX2", "AVX2", True), ("AVX2", "AVX512", False), ("", "", False)],
+)
+def test_a_cpu_of_other_vector_instructions_is_another_kind_of_device(
+    tmp_path: Path, results: Any, make_results: Make, one: str, other: str, same: bool
+) -> None:
+    """It rounds otherwise; and where nobody noted which it had, that can't be ruled out."""
+    again, folder = make_results(), tmp_path / "tables"
+    results.add("maml", instructions=one)
+    again.add("maml", instructions=other, started=LATER)
+    [(_, [made])] = publish_results(results, folder, again=again).reproductions
+    assert (made.same_device, made.holds) == (same, True)
+    assert row_of(folder, "maml").trust == "reproduced"
+
+
 def test_a_run_on_another_kind_of_device_is_compared_within_the_tolerance(
     tmp_path: Path, results: Any, make_results: Make
 ) -> None:

@@ -70,7 +70,7 @@ def _reproduction(read: Read, name: str) -> None:
     if key not in read.proofs:
         raise CannotCheckError("the evidence of its cell could not be read")
     proof = read.proofs[key]
-    found = Reproduction.read(read.files, name, proof.record)
+    found = Reproduction.read(read.files, name, proof)
     run = found.run
     require(bool(run.torch and run.device), "it doesn't say on what device and PyTorch it ran")
     require(
