@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +100,10 @@ def test_what_is_not_there_is_told_in_two_lines(
     assert (done.exit_code, done.stdout) == (2, "")
     assert told in done.stderr
     assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_diagram_into_no_folder_is_told(run: Any, results: Any, tmp_path: Path) -> None:
+    results.row("maml")
+    done = run("-s", "study", "--diagram", str(tmp_path / "nodir" / "ranks.svg"))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "there is no folder" in done.stderr

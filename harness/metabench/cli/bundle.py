@@ -8,7 +8,7 @@ import click
 
 from metabench.cli import complete
 from metabench.cli.ending import tell
-from metabench.cli.options import out_option, suite_option
+from metabench.cli.options import out_option, suite_name, suite_option
 
 
 @click.command()
@@ -37,14 +37,12 @@ def command(suite: str, algorithms: tuple[str, ...], out: Path, to: Path | None)
     from metabench.plugins import registry
     from metabench.publishing.bundle import bundle
     from metabench.publishing.published import stem_of
-    from metabench.runner.suite import is_path
     from metabench.store.files import replace_bytes
     from metabench.store.machine import unique_name
     from metabench.store.store import Store
 
     store = Store.open(out, create=False)
-    if is_path(suite) and suite not in store.suites():
-        suite = Path(suite).stem
+    suite = suite_name(suite, store.suites())
     data = bundle(store, suite, registry(), algorithms)
     file = (to or Path(f"{stem_of(suite)}.zip")).absolute()
     replace_bytes(file, data, unique_name())

@@ -9,7 +9,7 @@ import click
 
 from metabench.cli import complete
 from metabench.cli.ending import tell
-from metabench.cli.options import out_option
+from metabench.cli.options import out_option, suite_name
 from metabench.cli.output import format_options, print_rows, print_text
 from metabench.errors import UsageError
 from metabench.rendering import Format, plain
@@ -39,12 +39,10 @@ def command(suite: str, out: Path, diagram: Path | None, fmt: Format) -> None:
 
     Scores are computed anew from the episodes of each cell. The CSV and the JSON have all columns.
     """
-    from metabench.runner.suite import is_path
     from metabench.store.store import Store
 
     store = Store.open(out, create=False)
-    if is_path(suite) and suite not in store.suites():
-        suite = Path(suite).stem
+    suite = suite_name(suite, store.suites())
     if diagram is not None:
         _draw(store, suite, diagram)
     print_leaderboard(store, suite, fmt)
@@ -56,7 +54,7 @@ def _draw(store: Store, suite: str, path: Path) -> None:
     Raises:
         UsageError: another kind of file, too few data sets, or no library that draws.
     """
-    from metabench.leaderboard.across import across
+    from metabench.leaderboard.across import MODES, across
     from metabench.leaderboard.rows import table_rows
     from metabench.leaderboard.source import StoreSource
     from metabench.report.critical_difference import critical_difference
@@ -65,8 +63,10 @@ def _draw(store: Store, suite: str, path: Path) -> None:
     kind = path.suffix.removeprefix(".").lower()
     if kind not in ("svg", "png"):
         raise UsageError(f"{path}: a diagram is an SVG or a PNG", "--diagram ranks.svg")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent} for the diagram", "make it first")
     rows = table_rows(StoreSource(store), suite)
-    found = [(m, a) for m in ("inductive", "transductive") if (a := across(rows, m)) is not None]
+    found = [(mode, a.found) for mode in MODES if (a := across(rows, mode)) is not None]
     if not found:
         raise UsageError(
             f"suite {suite} has no {FEWEST_DATASETS} data sets on which the same methods finished",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -129,32 +129,63 @@ def suite_option(default: str = "") -> Callable[[F], F]:
     )
 
 
+def row_options(algorithm_help: str) -> Callable[[F], F]:
+    """Add `-a`, `-b`, `--dataset` and `-p`, any of them several times.
+
+    The verb is handed `algorithms`, `backbones`, `datasets` and `protocols`.
+    """
+
+    def add(function: F) -> F:
+        for option in reversed(_row_filters(algorithm_help)):
+            function = option(function)
+        return function
+
+    return add
+
+
+def suite_name(typed: str, known: Sequence[str]) -> str:
+    """The suite that `-s` means: its name, or that of its file; a known name may look like one."""
+    from metabench.runner.suite import is_path
+
+    return Path(typed).stem if is_path(typed) and typed not in known else typed
+
+
+def _row_filters(algorithm_help: str) -> tuple[Callable[[F], F], ...]:
+    return (
+        click.option(
+            "-a",
+            "--algorithm",
+            "algorithms",
+            multiple=True,
+            shell_complete=complete.names_of("algorithm"),
+            help=algorithm_help,
+        ),
+        click.option(
+            "-b",
+            "--backbone",
+            "backbones",
+            multiple=True,
+            shell_complete=complete.names_of("backbone"),
+            help="Only these: a name or label.",
+        ),
+        click.option(
+            "--dataset",
+            "datasets",
+            multiple=True,
+            shell_complete=complete.names_of("dataset"),
+            help="Only these: a name or label.",
+        ),
+        click.option(
+            "-p", "--protocol", "protocols", multiple=True, help="Only these: such as 5w1s."
+        ),
+    )
+
+
 _FILTERS = (
-    click.option(
-        "-a",
-        "--algorithm",
-        "algorithms",
-        multiple=True,
-        shell_complete=complete.names_of("algorithm"),
-        help="Only these: a name, or name/variant. A registered one that the suite does not name is"
-        " added to it.",
+    *_row_filters(
+        "Only these: a name, or name/variant. A registered one that the suite does not name is"
+        " added to it."
     ),
-    click.option(
-        "-b",
-        "--backbone",
-        "backbones",
-        multiple=True,
-        shell_complete=complete.names_of("backbone"),
-        help="Only these: a name or label.",
-    ),
-    click.option(
-        "--dataset",
-        "datasets",
-        multiple=True,
-        shell_complete=complete.names_of("dataset"),
-        help="Only these: a name or label.",
-    ),
-    click.option("-p", "--protocol", "protocols", multiple=True, help="Only these: such as 5w1s."),
     click.option(
         "--exclude",
         multiple=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from metabench.cli.output import print_rows, print_text
@@ -59,6 +59,11 @@ def facts(table: dict[str, object]) -> Text:
     """`name: value`, a line each; what is missing or empty is left out."""
     there = {name: value for name, value in table.items() if value not in (None, "")}
     return Text("\n".join(f"{name}: {value}" for name, value in there.items()))
+
+
+def lines(texts: Iterable[str]) -> Text:
+    """A line each, whatever line breaks are in them: names of others may forge none."""
+    return Text("\n".join(map(plain, texts)))
 
 
 def print_page(page: Page, fmt: Format) -> None:

@@ -11,7 +11,7 @@ import click
 
 from metabench.cli import complete
 from metabench.cli.ending import keeping, tell
-from metabench.cli.options import data_option, out_option
+from metabench.cli.options import data_option, out_option, suite_name
 from metabench.cli.output import format_options, print_rows
 from metabench.errors import EvidenceError, UsageError
 from metabench.rendering import Format, Row
@@ -150,12 +150,10 @@ def _folder(to: Path | None) -> Path:
 
 def _of_folder(store: Store, suite: str | None) -> tuple[Source, str]:
     from metabench.leaderboard.source import StoreSource
-    from metabench.runner.suite import is_path
 
     if not suite:
         raise UsageError("which suite?", "name it with -s, or name a bundle")
-    if is_path(suite) and suite not in store.suites():
-        suite = Path(suite).stem
+    suite = suite_name(suite, store.suites())
     return StoreSource(store), suite
 
 

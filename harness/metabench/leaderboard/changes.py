@@ -3,38 +3,42 @@
 Both have the same seeds, so their training runs are paired: what a seed makes of an algorithm is in
 both and cancels. Where a change leaves a row alone its predictions are equal bit by bit. Of the
 others each is judged by its own runs. The spread of their differences isn't pooled as a table's
-is: a change shakes some algorithms and hardly touches others, and with spreads ten times apart
-pooling told a false difference in 6 to 10 of 100 simulated changes of 12 rows and 3 seeds that
-changed no mean; a row's own spread in at most 4.
+is: a change shakes some algorithms and hardly touches others, so how far the runs of one row come
+apart says nothing of another's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metabench.episodes.digest import digest, short
+from metabench.episodes.digest import short
 from metabench.errors import UsageError
 from metabench.leaderboard.compare import (
-    CHECKPOINTS,
+    SAME,
     Comparison,
     Comparisons,
-    Only,
-    RowName,
+    Earlier,
+    Same,
+    family_of,
+    in_common,
+    mean_score,
     runs_of,
     verdict_on,
     why_not,
+    worst_status,
 )
-from metabench.leaderboard.members import Member
+from metabench.leaderboard.earlier import EarlierRows
+from metabench.leaderboard.names import Only, RowName
 from metabench.leaderboard.rows import TableRow, code_version, table_rows
 from metabench.leaderboard.source import Source, StoreSource
-from metabench.stats.differences import Difference, difference
+from metabench.stats.differences import by_holm, difference
 from metabench.store.keys import CellIdentity
-from metabench.store.record import CellRecord
+from metabench.store.results import EpisodeResults
 from metabench.store.store import Store
 
 Name = tuple[str, ...]
@@ -47,9 +51,9 @@ class Side(NamedTuple):
     rows: Sequence[TableRow]
 
     @classmethod
-    def of(cls, source: Source, suite: str, only: Only | None = None) -> Side:
-        """The table of a suite, or what is meant of it; raises what `table_rows` raises."""
-        return cls(source, (only or Only()).of(table_rows(source, suite)))
+    def of(cls, source: Source, suite: str) -> Side:
+        """The table of a suite; raises what `table_rows` raises."""
+        return cls(source, table_rows(source, suite))
 
 
 class _Match(NamedTuple):
@@ -58,19 +62,22 @@ class _Match(NamedTuple):
     old: Sequence[TableRow]
     new: Sequence[TableRow]
     reason: str = ""
+    earlier: Earlier | None = None
 
 
-def compare_sides(old: Side, new: Side) -> Comparisons:
+def compare_sides(old: Side, new: Side, only: Only | None = None) -> Comparisons:
     """Compare the rows that two folders have of a suite: new - old, row by row.
 
-    Rows belong together by their labels. Holm's correction is for all rows whose predictions
-    changed. `first` is the new row.
+    Rows belong together by their labels. Holm's correction is for all rows whose labels on the test
+    episodes changed. `first` is the new row.
 
     Raises:
-        UsageError: they have no row in common.
+        UsageError: they have no row in common, or `only` leaves none.
         StoreError, EvidenceError: something can't be read.
     """
-    before, now = _by_name(old.rows), _by_name(new.rows)
+    only = only or Only()
+    only.check([*old.rows, *new.rows])
+    before, now = _by_name(only.of(old.rows)), _by_name(only.of(new.rows))
     matches = [_Match(before[name], rows) for name, rows in now.items() if name in before]
     gone = {name: rows for name, rows in before.items() if name not in now}
     come = {name: rows for name, rows in now.items() if name not in before}
@@ -80,7 +87,8 @@ def compare_sides(old: Side, new: Side) -> Comparisons:
         if len(twins) == 1 and sum(_but_protocol(n) == _but_protocol(name) for n in come) == 1:
             matches.append(_Match(gone.pop(twins[0]), come.pop(name), "another protocol"))
     if not matches:
-        raise UsageError("the two have no row in common", "compare folders of one suite")
+        left = f" under {only}" if str(only) else ""
+        raise UsageError(f"the two have no row in common{left}", "compare folders of one suite")
     pairs = [_Pair.of(old.source, new.source, match) for match in matches]
     return Comparisons(
         tuple(_judged(pairs)),
@@ -93,23 +101,35 @@ def compare_versions(store: Store, suite: str, only: Only | None = None) -> Comp
     """Compare a suite's rows with themselves under earlier code, from one result folder.
 
     The earlier version of a row is made of the finished cells that differ from its own in code,
-    perhaps in numerics, and in nothing else; of several versions, the last that ran before it.
-    Rows without one are in `only_first`.
+    perhaps in numerics, and in nothing else; of several versions, see `EarlierRows.before`.
+    Rows without one are in `only_first`, but for the part of a row that wasn't run again.
 
     Raises:
         UnknownNameError, StoreError: as `table_rows`.
+        UsageError: `only` leaves no row.
     """
-    new = Side.of(StoreSource(store), suite, only)
-    earlier = _Earlier(store)
-    pairs, alone = [], []
-    for row in new.rows:
-        cells = earlier.cells(row)
-        if cells:
-            [was] = table_rows(_Fixed(store, cells), suite)
-            pairs.append(_Pair.of(new.source, new.source, _Match([was], [row])))
-        else:
-            alone.append(row)
+    only = only or Only()
+    new = Side.of(StoreSource(store), suite)
+    only.check(new.rows)
+    earlier = EarlierRows(store)
+    pairs: list[_Pair] = []
+    alone: list[TableRow] = []
+    for parts in _by_name(only.of(new.rows)).values():
+        found = [(row, earlier.before(row)) for row in parts]
+        lone = [row for row, was in found if was is None]
+        note = _not_again(lone) if len(lone) < len(parts) else ""
+        for row, was in found:
+            if was is not None:
+                match = _Match([was.row], [row], earlier=was.about)
+                pairs.append(_Pair.of(new.source, new.source, match).noted(note))
+        alone += [] if note else lone
     return Comparisons(tuple(_judged(pairs)), tuple(alone))
+
+
+def _not_again(rows: Sequence[TableRow]) -> str:
+    """What stands beside the part of a row that has other code than these."""
+    seeds = sum(len(row.members) for row in rows)
+    return f"{seeds} {'seed' if seeds == 1 else 'seeds'} not run again" if seeds else ""
 
 
 def changes(old: CellIdentity, new: CellIdentity) -> list[str]:
@@ -130,45 +150,75 @@ class _Pair(NamedTuple):
     Attributes:
         draft: the comparison so far.
         gap: new - old; None where they aren't compared.
-        same: whether all predictions are equal.
+        same: which of the predictions are equal; None if labels of the test episodes aren't.
     """
 
     draft: Comparison
     gap: NDArray[np.float64] | None = None
-    same: bool = False
+    same: Same | None = None
 
     @classmethod
     def of(cls, old_source: Source, new_source: Source, match: _Match) -> _Pair:
         was, now = match.old[0], match.new[0]
-        told = changes(was.identity, now.identity) if was.identity and now.identity else []
-        if was.inference and now.inference and was.inference != now.inference:
-            told.append(f"inference: {was.inference} -> {now.inference}")
-        draft = Comparison(now, was, "not compared", changes=tuple(told))
+        draft = Comparison(
+            now,
+            was,
+            "not compared",
+            statuses=(worst_status(match.new), worst_status(match.old)),
+            changes=tuple(_told_changes(was, now)),
+            earlier=match.earlier,
+        )
         if match.reason:
             digests = [short("p", row.labels.protocol_digest) for row in (was, now)]
             reason = f"{match.reason}: {digests[0]} -> {digests[1]}"
             return cls(replace(draft, note=reason))
-        if reason := why_not(match.new, match.old):
+        if reason := why_not(match.old, match.new, ("old", "new")):
             return cls(replace(draft, note=reason))
         before, after = runs_of(was), runs_of(now)
-        seeds = [seed for seed in after if seed in before]
+        seeds = in_common(after, before)
         if not seeds:
             return cls(replace(draft, note="they have no training seed in common"))
         gap = np.stack([np.subtract(after[seed], before[seed]) for seed in seeds])
-        return cls(draft, gap, _same_predictions(old_source, was, new_source, now, seeds))
+        draft = replace(draft, scores=(mean_score(after, seeds), mean_score(before, seeds)))
+        return cls(draft, gap, _what_is_same(old_source, was, new_source, now, seeds))
+
+    def noted(self, note: str) -> _Pair:
+        """With something more to know."""
+        notes = "; ".join(filter(None, [self.draft.note, note]))
+        return self._replace(draft=replace(self.draft, note=notes))
 
 
-def _same_predictions(
+def _told_changes(was: TableRow, now: TableRow) -> list[str]:
+    told = changes(was.identity, now.identity) if was.identity and now.identity else []
+    if was.inference and now.inference and was.inference != now.inference:
+        told.append(f"inference: {was.inference} -> {now.inference}")
+    return told
+
+
+def _what_is_same(
     old_source: Source, was: TableRow, new_source: Source, now: TableRow, seeds: Iterable[int]
-) -> bool:
+) -> Same | None:
+    """The least that is said of any seed."""
     before, after = ({r.identity.seed: r.key for r in row.records} for row in (was, now))
-    return all(
-        np.array_equal(
-            old_source.episodes(before[seed]).predictions,
-            new_source.episodes(after[seed]).predictions,
-        )
-        for seed in seeds
-    )
+    found: list[Same] = []
+    for seed in seeds:
+        old, new = before[seed], after[seed]
+        test = _equal(old_source.episodes(old), new_source.episodes(new))
+        if test is None:
+            return None
+        disjoint = _equal(old_source.disjoint(old), new_source.disjoint(new))
+        found.append(max(test, disjoint or SAME[2], key=SAME.index))
+    return max(found, key=SAME.index)
+
+
+def _equal(old: EpisodeResults | None, new: EpisodeResults | None) -> Same | None:
+    """What is said of one cell's episodes of a kind; None if labels differ, or one has none."""
+    if old is None or new is None:
+        return SAME[0] if old is new else None
+    if old.digest == new.digest:
+        return SAME[0]
+    asked = old.queries_digest == new.queries_digest
+    return SAME[1] if asked and np.array_equal(old.predictions, new.predictions) else None
 
 
 def _judged(pairs: Sequence[_Pair]) -> list[Comparison]:
@@ -177,31 +227,17 @@ def _judged(pairs: Sequence[_Pair]) -> list[Comparison]:
         for place, pair in enumerate(pairs)
         if pair.gap is not None
     }
-    changed = _corrected({place: f for place, f in found.items() if not pairs[place].same})
+    changed = by_holm({place: f for place, f in found.items() if pairs[place].same is None})
     comparisons = []
     for place, pair in enumerate(pairs):
         draft = pair.draft
         if place in changed:
-            result, family = changed[place]
+            result, family = changed[place], family_of(changed[place], changed.values())
             draft = replace(draft, verdict=verdict_on(result), found=result, family=family)
         elif pair.same:
-            draft = replace(draft, verdict="same predictions", found=found[place])
+            draft = replace(draft, verdict=pair.same, found=found[place])
         comparisons.append(draft)
     return comparisons
-
-
-def _corrected(found: dict[int, Difference]) -> dict[int, tuple[Difference, int]]:
-    """With p corrected by Holm, and for how many; these checkpoints and algorithms apart."""
-    from statsmodels.stats.multitest import multipletests
-
-    results = {}
-    for checkpoints in (False, True):
-        family = [i for i, pair in found.items() if (pair.basis == CHECKPOINTS) is checkpoints]
-        if family:
-            adjusted = multipletests([found[i].p for i in family], method="holm")[1]
-            for place, p in zip(family, adjusted, strict=True):
-                results[place] = found[place]._replace(p_holm=float(p)), len(family)
-    return results
 
 
 def _by_name(rows: Iterable[TableRow]) -> dict[Name, list[TableRow]]:
@@ -217,70 +253,3 @@ def _by_name(rows: Iterable[TableRow]) -> dict[Name, list[TableRow]]:
 def _but_protocol(name: Name) -> Name:
     """A row's name without the digest of its protocol."""
     return (*name[:2], *name[3:])
-
-
-class _Fixed(StoreSource):
-    """A result folder of which these cells are all that a suite has."""
-
-    def __init__(self, store: Store, cells: Sequence[Member]) -> None:
-        super().__init__(store)
-        self._cells = list(cells)
-
-    def members(self, suite: str) -> list[Member]:
-        return self._cells
-
-
-class _Earlier:
-    """The finished cells of a folder, by the question that each is an answer to."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._by_question: dict[str, list[CellRecord]] = {}
-        for record in store.records():
-            question = _question(record.identity)
-            self._by_question.setdefault(question, []).append(record)
-
-    def cells(self, row: TableRow) -> list[Member]:
-        """The cells of its last version before this one; none where there was no other."""
-        if not row.records:
-            return []
-        identity = row.records[0].identity
-        began = min(self._started(record) for record in row.records)
-        versions: dict[str, list[CellRecord]] = {}
-        for record in self._by_question.get(_question(identity), []):
-            if record.identity.codes != identity.codes and self._started(record) < began:
-                versions.setdefault(_version(record.identity), []).append(record)
-        if not versions:
-            return []
-
-        def last(cells: Sequence[CellRecord]) -> tuple[bool, str]:
-            alike = cells[0].identity.numerics.device == identity.numerics.device
-            return alike, max(map(self._started, cells))
-
-        chosen = max(versions.values(), key=last)
-        return [_member(row, record) for record in chosen]
-
-    def _started(self, record: CellRecord) -> str:
-        """ISO 8601 in UTC, which sorts by time; empty where it's unknown, which is early."""
-        return self._store.run_info(record.key).started
-
-
-def _member(row: TableRow, record: CellRecord) -> Member:
-    seed = record.identity.seed
-    return Member(record.key, row.labels.model_copy(update={"seed": seed}), record=record)
-
-
-def _question(identity: CellIdentity) -> str:
-    """Digest of all that a cell is but its seed, code and numerics."""
-    parts: dict[str, Any] = identity.to_json()
-    for name in ("schema_version", "seed", "numerics"):
-        del parts[name]
-    for part in parts.values():
-        if isinstance(part, dict):
-            part.pop("code", None)
-    return digest(parts)
-
-
-def _version(identity: CellIdentity) -> str:
-    """Of cells that differ in the seed only."""
-    return identity.model_copy(update={"seed": 0}).key

@@ -4,78 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
 
 from metabench.episodes.digest import short
-from metabench.errors import UsageError, unknown_name
-from metabench.leaderboard.rows import TableRow, table_rows
+from metabench.errors import UsageError
+from metabench.leaderboard.members import STATUSES, Status
+from metabench.leaderboard.names import Only, RowName, row_called
+from metabench.leaderboard.rows import TableRow
 from metabench.leaderboard.sections import status_text
-from metabench.leaderboard.source import Source
-from metabench.runner.patterns import algorithm_matches, any_match, protocol_matches
+from metabench.rendering import plain
 from metabench.stats.differences import ALPHA, Difference, Runs, all_pairs
+from metabench.stats.intervals import FEWEST_SEEDS
 from metabench.stats.samples import Needed, needed
 
-Verdict = Literal["better", "worse", "not told apart", "same predictions", "not compared"]
+Same = Literal[
+    "same predictions",
+    "same labels, other probabilities",
+    "same labels, but not of disjoint episodes",
+]
+"""Of a row and what it was: which predictions are equal bit by bit. The labels of the test
+episodes are in all three, so that the difference is 0."""
+SAME: tuple[Same, ...] = get_args(Same)
+Verdict = Same | Literal["better", "worse", "not told apart", "not compared"]
 
 CHECKPOINTS = "these checkpoints"
 APART = "inductive and transductive rows are ranked apart, and no correction over a table applies"
 
 
-class RowName(NamedTuple):
-    """What people call a row: `maml`, `maml/batch-norm-batch`, `maml@conv4-32`."""
+class Earlier(NamedTuple):
+    """Which earlier version of a row stands for it as it was.
 
-    algorithm: str
-    variant: str
-    backbone: str
+    Attributes:
+        started: when its last cell began, ISO 8601 in UTC; empty where that is unknown.
+        versions: how many earlier ones there are.
+    """
 
-    @classmethod
-    def of(cls, row: TableRow) -> RowName:
-        return cls(row.labels.algorithm, row.labels.variant, row.labels.backbone)
-
-    @property
-    def short(self) -> str:
-        """Without the backbone."""
-        return f"{self.algorithm}/{self.variant}" if self.variant else self.algorithm
-
-    def __str__(self) -> str:
-        return f"{self.short}@{self.backbone}"
-
-
-@dataclass(frozen=True)
-class Only:
-    """Which rows are meant; nothing of a kind means all of them. Patterns are as for a run."""
-
-    algorithms: Sequence[str] = ()
-    backbones: Sequence[str] = ()
-    datasets: Sequence[str] = ()
-    protocols: Sequence[str] = ()
-
-    def __contains__(self, row: TableRow) -> bool:
-        labels, identity = row.labels, row.identity
-        datasets, backbones = [labels.dataset], [labels.backbone]
-        if identity is not None:
-            datasets.append(identity.dataset.name)
-            backbones.append(identity.backbone.name)
-        return (
-            (not self.algorithms or any(_is_called(row, name) for name in self.algorithms))
-            and (not self.backbones or any_match(self.backbones, backbones))
-            and (not self.datasets or any_match(self.datasets, datasets))
-            and (
-                not self.protocols
-                or any(protocol_matches(name, labels.protocol) for name in self.protocols)
-            )
-        )
-
-    def of(self, rows: Iterable[TableRow]) -> list[TableRow]:
-        """Those of the rows that are meant."""
-        return [row for row in rows if row in self]
-
-
-def _is_called(row: TableRow, pattern: str) -> bool:
-    name = RowName.of(row)
-    return pattern in (name.short, str(name)) or algorithm_matches(
-        pattern, name.algorithm, name.variant
-    )
+    started: str
+    versions: int
 
 
 @dataclass(frozen=True)
@@ -86,27 +53,46 @@ class Comparison:
         first, second: the rows; where one row is compared with what it was, `second` is older.
         verdict: on the first row, at level .05 after correction.
         found: first - second; None where they aren't compared.
+        scores: the two means that `found.difference` is of: over the seeds in common, where that is
+            what is compared. A row's own `score` is over all of its seeds.
+        statuses: of both, the worst of all parts of a row whose runs came apart.
         family: over how many pairs (or rows) `found.p_holm` is corrected; 1 where there is nothing
-            to correct for.
+            to correct for, 0 where there is no p.
+        apart: how many other pairs of the table aren't in that family, see `all_pairs`.
         needed: what would tell them apart; None unless they are rows of one table that aren't.
         note: why they aren't compared, or what else must be known.
         changes: what differs between the two versions of a row, from the second to the first.
+        earlier: which version the second is; None but for versions in one folder.
     """
 
     first: TableRow
     second: TableRow
     verdict: Verdict
     found: Difference | None = None
+    scores: tuple[float, float] | None = None
+    statuses: tuple[Status, Status] = ("ok", "ok")
     family: int = 0
+    apart: int = 0
     needed: Needed | None = None
     note: str = ""
     changes: tuple[str, ...] = ()
+    earlier: Earlier | None = None
 
     @property
-    def inference(self) -> str:
-        """The mode of both rows, or both modes; empty where nothing is known of a row."""
+    def modes(self) -> tuple[str, ...]:
+        """Inference modes, the first row's first; one where both have it, none if unknown."""
         modes = [row.inference for row in (self.first, self.second) if row.inference]
-        return " / ".join(dict.fromkeys(modes))
+        return tuple(dict.fromkeys(modes))
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """How many training runs each has, in common or not."""
+        return len(self.first.records), len(self.second.records)
+
+    @property
+    def of_checkpoints(self) -> bool:
+        """Whether it says nothing of other training runs."""
+        return self.found is not None and self.found.basis == CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -123,31 +109,40 @@ class Comparisons:
     only_second: tuple[TableRow, ...] = ()
 
     @property
+    def compared(self) -> list[Comparison]:
+        """What has a difference."""
+        return [pair for pair in self.found if pair.found is not None]
+
+    @property
     def regressions(self) -> list[Comparison]:
         """Where the first row is significantly worse than the second."""
         return [pair for pair in self.found if pair.verdict == "worse"]
 
 
 def compare_rows(
-    source: Source, suite: str, first: str, second: str, only: Only | None = None
+    table: Sequence[TableRow], first: str, second: str, only: Only | None = None
 ) -> Comparisons:
     """Compare two rows of a suite's table, under each protocol in which both stand.
 
-    Their p is corrected by Holm for all pairs of rows of that data set, protocol and inference
-    mode, whatever `only` leaves of them.
+    Their p is corrected by Holm for the pairs of rows of that data set, protocol and inference
+    mode, whatever `only` leaves of them: for all with 3 seeds or more in common where these two
+    have, else for all others.
 
     Args:
+        table: of `table_rows`, whole.
         first, second: what people call them, see `row_called`.
         only: among which rows they are looked for.
 
     Raises:
-        UnknownNameError: there is no such suite or row.
-        UsageError: a name of several rows, or two of the same one; or they share no protocol.
-        StoreError: something can't be read, or doesn't fit together.
+        UnknownNameError: there is no such row.
+        UsageError: a name of several rows, or two of the same one; or they share no protocol, or
+            `only` leaves nothing.
     """
-    table = table_rows(source, suite)
-    rows = (only or Only()).of(table)
-    names = row_called(rows, first), row_called(rows, second)
+    only = only or Only()
+    only.check(table)
+    rows = only.of(table)
+    called = [RowName.of(row) for row in rows]
+    names = row_called(called, first), row_called(called, second)
     if names[0] == names[1]:
         raise UsageError(f"{first!r} and {second!r} are the same row, {names[0]}", "name two")
     places = [_places(rows, name) for name in names]
@@ -163,59 +158,31 @@ def compare_rows(
     return Comparisons(tuple(found), tuple(left[0]), tuple(left[1]))
 
 
-def row_called(rows: Sequence[TableRow], text: str) -> RowName:
-    """The row that is meant by `ALGORITHM[/VARIANT][@BACKBONE]`.
-
-    A name without a variant means the row that has none, if there is such a one.
-
-    Raises:
-        UnknownNameError: no row is called so.
-        UsageError: several are.
-    """
-    names = sorted({RowName.of(row) for row in rows})
-    called, _, backbone = text.partition("@")
-    exact = [name for name in names if text in (name.short, str(name))]
-    found = exact or [
-        name
-        for name in names
-        if algorithm_matches(called, name.algorithm, name.variant)
-        and (not backbone or any_match([backbone], [name.backbone]))
-    ]
-    plain = [name for name in found if not name.variant]
-    if "/" not in called and plain:
-        found = plain
-    if not found:
-        raise unknown_name("row", text, {str(name) if backbone else name.short for name in names})
-    if len(found) > 1:
-        raise UsageError(
-            f"{text!r} is the name of {len(found)} rows",
-            f"say which: {', '.join(map(str, found))}",
-        )
-    return found[0]
-
-
-def why_not(first: Sequence[TableRow], second: Sequence[TableRow]) -> str:
+def why_not(first: Sequence[TableRow], second: Sequence[TableRow], called: tuple[str, str]) -> str:
     """Why two rows can't be compared; empty if they can.
 
     Args:
         first, second: what has their names under one protocol; several where the training runs of
             a row came apart.
+        called: what a reader calls them.
     """
-    for rows in (first, second):
-        if len(rows) > 1:
-            return (
-                f"the training runs of {RowName.of(rows[0])} are of several versions: run its suite"
-                " again"
-            )
-        if rows[0].status != "ok":
-            return f"{RowName.of(rows[0])}: {status_text(rows[0])}"
+    both = list(zip((first, second), called, strict=True))
+    if several := " and ".join(name for rows, name in both if len(rows) > 1):
+        return f"the training runs of {several} are of several versions: run its suite again"
+    if broken := [f"{n}: {status_text(rows[0])}" for rows, n in both if rows[0].status != "ok"]:
+        return "; ".join(broken)
     one, other = first[0], second[0]
     if one.dataset_digest != other.dataset_digest:
-        data = [short("d", row.dataset_digest) for row in (other, one)]
+        data = [short("d", row.dataset_digest) for row in (one, other)]
         return f"other data: {data[0]} and {data[1]}"
     if one.seen != other.seen:
         return "they were tested on other episodes (another version of the code? another split?)"
     return ""
+
+
+def worst_status(rows: Iterable[TableRow]) -> Status:
+    """Of all parts of a row."""
+    return min((row.status for row in rows), key=STATUSES.index)
 
 
 def runs_of(row: TableRow) -> Runs:
@@ -223,11 +190,26 @@ def runs_of(row: TableRow) -> Runs:
     return row.numbers.runs if row.numbers else {}
 
 
+def in_common(first: Runs, second: Runs) -> list[int]:
+    """The seeds that both have."""
+    return [seed for seed in first if seed in second]
+
+
+def mean_score(runs: Runs, seeds: Iterable[int]) -> float:
+    """Over these seeds and all episodes."""
+    return float(np.mean([runs[seed] for seed in seeds]))
+
+
 def verdict_on(found: Difference) -> Verdict:
     """What a corrected p says of the first row."""
     if found.p_holm >= ALPHA:
         return "not told apart"
     return "better" if found.difference > 0 else "worse"
+
+
+def family_of(found: Difference, all_found: Iterable[Difference]) -> int:
+    """For how many of them a p is corrected: what checkpoints and algorithms say are apart."""
+    return sum((pair.basis == CHECKPOINTS) == (found.basis == CHECKPOINTS) for pair in all_found)
 
 
 def _places(rows: Sequence[TableRow], name: RowName) -> dict[tuple[str, str], list[TableRow]]:
@@ -242,37 +224,44 @@ def _places(rows: Sequence[TableRow], name: RowName) -> dict[tuple[str, str], li
 
 def _listed(places: Mapping[tuple[str, str], Sequence[TableRow]]) -> str:
     labels = [rows[0].labels for rows in places.values()]
-    return ", ".join(f"{label.dataset} {label.protocol}" for label in labels)
+    return ", ".join(plain(f"{label.dataset} {label.protocol}") for label in labels)
 
 
 def _compared(
     table: Sequence[TableRow], first: Sequence[TableRow], second: Sequence[TableRow]
 ) -> Comparison:
     one, other = first[0], second[0]
-    if reason := why_not(first, second):
-        return Comparison(one, other, "not compared", note=reason)
+    statuses = worst_status(first), worst_status(second)
+    if reason := why_not(first, second, (str(RowName.of(one)), str(RowName.of(other)))):
+        return Comparison(one, other, "not compared", statuses=statuses, note=reason)
     together = one.group == other.group
     # Between inference modes: by themselves.
     rows = [r for r in table if r.group == one.group and r.numbers] if together else [one, other]
     pairs = all_pairs([runs_of(row) for row in rows])
     at, beside = (next(i for i, r in enumerate(rows) if r is row) for row in (one, other))
     found = pairs[at, beside] if at < beside else _turned(pairs[beside, at])
-    family = sum(_is_of(pair) == _is_of(found) for pair in pairs.values())
-    verdict = verdict_on(found)
+    family, verdict = family_of(found, pairs.values()), verdict_on(found)
     return Comparison(
         one,
         other,
         verdict,
         found,
+        _scores(one, other),
+        statuses,
         family,
-        needed(found, alpha=ALPHA / family) if verdict == "not told apart" else None,
+        apart=len(pairs) - family,
+        needed=needed(found, alpha=ALPHA / family) if verdict == "not told apart" else None,
         note="" if together else APART,
     )
 
 
-def _is_of(pair: Difference) -> bool:
-    """Which of Holm's two families a pair is in, see `all_pairs`."""
-    return pair.basis == CHECKPOINTS
+def _scores(first: TableRow, second: TableRow) -> tuple[float, float]:
+    """The means that `all_pairs` compares: under 3 seeds in common, over all runs of each."""
+    one, other = runs_of(first), runs_of(second)
+    common = in_common(one, other)
+    if len(common) < FEWEST_SEEDS:
+        return mean_score(one, one), mean_score(other, other)
+    return mean_score(one, common), mean_score(other, common)
 
 
 def _turned(found: Difference) -> Difference:

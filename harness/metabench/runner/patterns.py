@@ -14,7 +14,8 @@ def any_match(patterns: Iterable[str], names: Iterable[str]) -> bool:
 
 def protocol_matches(pattern: str, name: str) -> bool:
     """Match a protocol's name, `5w1s15q`, or what is left of it without the queries, `5w1s`."""
-    return any_match([pattern], [name, name[: name.index("s") + 1]])
+    ways, letter, _queries = name.partition("s")  # a foreign label may have no such letter
+    return any_match([pattern], [name, ways + letter])
 
 
 def algorithm_matches(pattern: str, name: str, variant: str) -> bool:
