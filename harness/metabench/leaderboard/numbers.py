@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metabench.episodes.digest import digest_bytes
+from metabench.episodes.protocol import Rotation
 from metabench.errors import StoreError
 from metabench.leaderboard.source import Source
 from metabench.stats.intervals import DataIntervals, RowSummary, data_intervals, row_summary
@@ -17,6 +18,8 @@ from metabench.stats.metrics import PredictionSummary, WorstClass, prediction_su
 from metabench.store.record import CellRecord
 from metabench.store.results import EpisodeResults
 
+QUARTER_TURNS = 4
+"""Class ids of one class, one after the other, where its turns count as classes (`ClassBank`)."""
 Scores = NDArray[np.float64]
 
 
@@ -146,4 +149,7 @@ def _data(
             f"{name}: the seeds of this row were tested on different disjoint episodes",
             "run the suite again with --fresh",
         )
-    return data_intervals(np.stack([part.scores(metric) for part in known]), known[0].classes)
+    classes = known[0].classes
+    if records[0].identity.protocol.get("rotation") == Rotation.CLASSES:
+        classes = classes // QUARTER_TURNS  # four turns of a class are not four of a population
+    return data_intervals(np.stack([part.scores(metric) for part in known]), classes)

@@ -15,7 +15,7 @@ _BASIS: dict[Basis, str] = {
     "pooled seeds": "with the spread of seeds pooled over the table",
     "own seeds": "with the pair's own spread of seeds",
     "no spread of seeds": "over episodes alone, as neither hangs on its seed",
-    "these checkpoints": "not at all, with fewer than 3 seeds in common",
+    "these checkpoints": "not told apart, with fewer than 3 seeds in common",
 }
 
 
@@ -29,5 +29,10 @@ def ranking_note(rows: Sequence[TableRow]) -> str:
     if len(runs) > 1:
         bases = Counter(pair.basis for pair in all_pairs(runs).values())
         parts = [f"{n} {_BASIS[basis]}" for basis, n in bases.most_common()]
-        told.append(f"Ranked by {bases.total()} pairs (Holm): {', '.join(parts)}.")
+        told.append(f"Ranked in pairs (Holm): {', '.join(parts)}.")
+        if len({frozenset(row) for row in runs}) > 1:
+            told.append(
+                "Rows of other seeds are compared on those that both have, while a score is over"
+                " all that its row has: ranks need not follow scores."
+            )
     return " ".join(told)

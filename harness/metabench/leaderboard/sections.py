@@ -12,22 +12,24 @@ from metabench.rendering import Row
 
 # fmt: off
 READABLE = [
-    "rank", "algorithm", "variant", "backbone", "score", "ci95", "seed_std", "ci95_items",
-    "ci95_classes", "worst_class", "worst_episodes", "ece", "nll", "seeds", "adapt_ms",
-    "predict_ms", "train_s", "budget", "device", "recipe_digest", "code_version", "status", "trust",
+    "rank", "algorithm", "variant", "backbone", "score", "ci95", "seed_std", "disjoint_score",
+    "ci95_items", "ci95_classes", "worst_class", "worst_episodes", "ece", "nll", "seeds",
+    "adapt_ms", "predict_ms", "train_s", "budget", "device", "recipe_digest", "code_version",
+    "status", "trust",
 ]
 # fmt: on
 LEGEND = (
     "rank: 1 + the rows of the table that are significantly better, over training seeds and"
-    " episodes, corrected for all pairs (Holm). score: mean over test episodes and seeds."
-    " ci95: half-width of its 95% interval over episodes of these classes and items; it says"
-    " nothing of other training runs. seed_std: spread over training seeds. ci95_items,"
-    " ci95_classes: half-widths of the 95% intervals for new items of these classes, and for new"
-    " classes of their population, from disjoint episodes. worst_class: lowest recall of a class."
-    " worst_episodes: mean of the worst 5% of episodes. ece, nll: calibration error and negative"
-    " log-likelihood, where there are probabilities. adapt_ms, predict_ms: one episode; train_s:"
-    " one training run, shared phases included. trust: self-reported, recomputed (it follows from"
-    " its predictions), or reproduced (run again, with the same predictions)."
+    " episodes, corrected for all pairs (Holm). score: mean over test episodes and seeds. ci95:"
+    " half-width of its 95% interval over episodes of these classes and items; it says nothing of"
+    " other training runs. seed_std: spread over training seeds. disjoint_score: mean over"
+    " episodes that share no item; around it ci95_items and ci95_classes, half-widths of the 95%"
+    " intervals for new items of these classes, and for new classes of their population."
+    " worst_class: lowest recall of a class. worst_episodes: mean of the worst 5% of episodes."
+    " ece, nll: calibration error and negative log-likelihood, where there are probabilities."
+    " adapt_ms, predict_ms: one episode; train_s: one training run, shared phases included. trust:"
+    " self-reported, recomputed (it follows from its predictions), or reproduced (run again, with"
+    " the same predictions)."
 )
 
 
@@ -60,7 +62,8 @@ def _section(rows: Sequence[TableRow]) -> Section:
     devices = sorted({str(d["device"]) for d in dicts if d["device"]})
     facts = [f"protocol {dicts[0]['protocol_digest']}"]
     if first.inference:
-        facts.insert(0, f"{first.labels.metric} over {dicts[0]['episodes']} test episodes")
+        apart = next((f", {d['disjoint']} disjoint ones" for d in dicts if d["disjoint"]), "")
+        facts.insert(0, f"{first.labels.metric} over {dicts[0]['episodes']} test episodes{apart}")
         facts.append(f"data {dicts[0]['dataset_digest']}")
     if len(devices) == 1:
         facts.append(f"on {devices[0]}")

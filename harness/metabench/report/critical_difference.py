@@ -113,6 +113,8 @@ def _caption(found: Across) -> str:
     said = f"mean rank over {len(found.datasets)} data sets, 1 is the best"
     if found.friedman_p is not None:
         said += f"; Friedman p = {found.friedman_p:.2g}"
+        if found.friedman_p >= ALPHA:
+            return f"{said}, so nobody is told apart"
     if found.least_p >= ALPHA:
         return f"{said}; too few data sets to tell any pair of {len(found.algorithms)} apart"
     return f"{said}; bars: not told apart (Wilcoxon, Holm, p ≥ {ALPHA:g})"

@@ -1,7 +1,7 @@
 """Intervals of one row: what its score says beyond the episodes, items and runs that made it.
 
 Four intervals for four populations, each a half-width of a 95% interval. Each covers its own
-population only: one is up to six times as wide as another. The docstrings say what each covers and
+population only; one is several times as wide as another. The docstrings say what each covers and
 what not, in percent of 4,000 simulations (1,000 for what `ci95` does not cover) of Gaussian classes
 and nearest centroids: 69 classes of 100 items, 5 ways, accuracy .60 with 1 shot and .77 with 5.
 tests/harness/stats/test_coverage_rows.py repeats them.
@@ -134,7 +134,8 @@ def data_intervals(scores: ArrayLike, classes: ArrayLike) -> DataIntervals | Non
     Args:
         scores: (S, T), seed s on disjoint episode t; the same episodes for all seeds. T may be 0.
         classes: (T, Q) data-set class ids of the queries. Classes may have unequally many items, as
-            long as their number has nothing to do with how hard a class is.
+            long as their number has nothing to do with how hard a class is. Each counts alike in an
+            episode, however many queries it has there.
 
     Returns:
         None with fewer than two episodes.

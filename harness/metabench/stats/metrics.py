@@ -170,7 +170,7 @@ def calibration(surprise: Codes, confidence: Codes, right: NDArray[np.bool_]) ->
 
     - NLL: rounding x, spread smoothly, makes the mean of x^2 larger by (1/20)^2 / 12 (Sheppard's
       correction), so 1/4800 is taken off each but those of code 0, which stands for a certain
-      prediction and is left at 0. What remains is at most 1/4800 nat for these, and rounding that
+      prediction and is left at 0. What remains is at most 1/1600 nat for these, and rounding that
       averages out (standard deviation .029 sqrt(NLL) / sqrt(queries)). A likelihood under
       exp(-162.6), 0 among them, counts as that.
     - ECE: a confidence p moves by at most .0215 (near p = .6), the mean confidence of a bin by

@@ -17,6 +17,7 @@ MOST_SEEDS = 1_000
 MOST_EPISODES = 1_000_000
 """More than these nobody will run: what they can't tell counts as out of reach."""
 _SHARES = (np.arange(32) + 0.5) / 32
+"""Quantiles at which a chi-squared distribution is met, for a mean over it."""
 _FINEST = 40
 """Steps of bisection for a difference, from 1."""
 
@@ -77,17 +78,21 @@ def _power(found: Difference, size: float, seeds: int, episodes: int, alpha: flo
     runs = truly * _larger(found, seeds)
     tasks = (of_task + rest / seeds) / episodes
     both = rest / (seeds * episodes)
-    # The pool gains the new runs of these two rows.
-    df = found.runs_df + (seeds - before) * (2 if found.basis == "pooled seeds" else 1)
+    # At least: where both rows take the pool's spread, it gains the new runs of both.
+    df, table_df = (n + seeds - before for n in (found.runs_df, found.table_df))
     error = math.sqrt(max(truly + tasks - both, truly, tasks))
     if error == 0.0:
         return 1.0 if size > 0.0 else 0.0
-    # What is significant hangs on how far apart the runs come out: chi-squared about `runs`.
-    told = [
-        ndtr((size - half_width(errors_of(runs * drawn, tasks, both, df, episodes), alpha)) / error)
-        for drawn in chdtri(df, _SHARES) / df
-    ]
-    return fmean(map(float, told))
+
+    def width(runs: float) -> float:
+        """What a difference has to reach: by itself, and among all of a table."""
+        alone = errors_of(runs, tasks, both, df, seeds, episodes)
+        in_table = errors_of(runs, tasks, both, table_df, seeds, episodes)
+        return max(half_width(alone), half_width(in_table, alpha))
+
+    # That hangs on how far apart the runs come out: chi-squared about `runs`.
+    widths = (width(runs * drawn) for drawn in chdtri(df, _SHARES) / df)
+    return fmean(float(ndtr((size - width) / error)) for width in widths)
 
 
 def _larger(found: Difference, seeds: int) -> float:

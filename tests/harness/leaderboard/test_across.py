@@ -11,7 +11,7 @@ from made_up_tables import files
 
 from metabench.cli import main
 from metabench.episodes.protocol import Protocol
-from metabench.leaderboard.across import across, across_sections
+from metabench.leaderboard.across import across, across_sections, letters
 from metabench.leaderboard.rows import TableRow, table_rows
 from metabench.leaderboard.source import StoreSource
 
@@ -30,8 +30,9 @@ def rows_of(results: Any) -> list[TableRow]:
 
 def test_methods_are_ranked_over_six_data_sets(results: Any) -> None:
     fill(results, 8, protocol=Protocol(ways=5, shots=1, queries=15, episodes=20))
-    found = across(rows_of(results), "inductive")
-    assert found is not None
+    overall = across(rows_of(results), "inductive")
+    assert overall is not None
+    found = overall.found
     assert found.algorithms == tuple(f"{name}@conv4-32" for name in SKILLS)
     assert found.mean_ranks == (1.0, 2.0, 3.0)
     assert found.friedman_p is not None
@@ -60,10 +61,51 @@ def test_who_lacks_a_score_somewhere_is_left_out(results: Any) -> None:
     results.add("broken", dataset="d0", content=f"{0:032}", status="nan")
     found = across(rows_of(results), "inductive")
     assert found is not None
-    assert set(found.algorithms) == {f"{name}@conv4-32" for name in SKILLS}
+    assert set(found.found.algorithms) == {f"{name}@conv4-32" for name in SKILLS}
     # With six data sets and three pairs the smallest p is .09.
     [section] = across_sections(rows_of(results))
-    assert "no pair can be told apart" in section.note
+    assert "With so few data sets no pair can be." in section.note
+    assert "Left out, with a score missing or two in one place: late@conv4-32." in section.note
+
+
+def test_what_few_have_tried_takes_nothing_from_the_others(results: Any) -> None:
+    """One more protocol of one method, and one more data set, don't count."""
+    fill(results, 6)
+    before = across(rows_of(results), "inductive")
+    assert before is not None
+    more = Protocol(ways=5, shots=5, queries=3, episodes=8)
+    for number in range(6):
+        results.add("good", dataset=f"d{number}", content=f"{number:032}", protocol=more, skill=0.1)
+    results.add("poor", dataset="d6", content=f"{6:032}", skill=0.9)
+    assert across(rows_of(results), "inductive") == before
+    assert before.left_out == ()
+    assert len(before.protocols) == 1
+
+
+def test_a_method_of_two_versions_is_left_out(results: Any) -> None:
+    """Which of two rows of one name it is, nobody can tell."""
+    fill(results, 6)
+    results.add("good", dataset="d0", content=f"{0:032}", skill=0.2, seed=1, code="c" * 32)
+    found = across(rows_of(results), "inductive")
+    assert found is not None
+    assert found.left_out == ("good@conv4-32",)
+
+
+def test_where_friedmans_test_sees_nothing_nobody_is_told_apart(results: Any) -> None:
+    for number in range(6):
+        for place, name in enumerate("abc"):
+            skill = 0.9 if (number + place) % 3 else 0.3
+            results.add(name, dataset=f"d{number}", content=f"{number:032}", skill=skill)
+    [section] = across_sections(rows_of(results))
+    assert section.note.endswith("So nobody is told apart.")
+    assert {row["tied"] for row in section.rows} == {"a"}
+
+
+def test_there_are_letters_for_any_number_of_groups() -> None:
+    named = [letters(number) for number in range(800)]
+    assert named[:3] == ["a", "b", "c"]
+    assert named[25:28] == ["z", "aa", "ab"]
+    assert len(set(named)) == 800
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])

@@ -46,11 +46,11 @@ def test_with_their_own_seeds_two_rows_are_covered_as_said(seed_sd, seeds):
 @pytest.mark.parametrize(
     ("rows", "seeds", "seed_sd", "reached"),
     [
-        (6, 3, 0.001, 0.953),
-        (6, 3, 0.02, 0.967),
-        (6, 5, 0.005, 0.961),
-        (12, 3, 0.005, 0.968),
-        (12, 5, 0.001, 0.953),
+        (6, 3, 0.001, 0.961),
+        (6, 3, 0.02, 0.978),
+        (6, 5, 0.005, 0.962),
+        (12, 3, 0.005, 0.970),
+        (12, 5, 0.001, 0.955),
     ],
 )
 def test_with_pooled_seeds_at_least_95_percent_are_covered(rows, seeds, seed_sd, reached):
@@ -59,9 +59,23 @@ def test_with_pooled_seeds_at_least_95_percent_are_covered(rows, seeds, seed_sd,
     assert covered == pytest.approx(reached, abs=0.011)  # 3 standard errors
 
 
+@pytest.mark.parametrize(
+    ("seed_sds", "seeds"),
+    [
+        ([0.01] + [0.003] * 11, 3),
+        ([0.02] + [0.002] * 11, 3),
+        ([0.02] + [0.002] * 5, 5),
+        ([0.02] + [0.002] * 2, 3),
+    ],
+)
+def test_one_row_much_noisier_than_its_table_is_covered_as_said(seed_sds, seeds):
+    """The pool takes no certainty from calm rows to a noisy one."""
+    assert coverage(seed_sds, seeds) == pytest.approx(0.95, abs=0.015)
+
+
 @pytest.mark.parametrize("rows", [2, 6])
 def test_a_row_that_no_seed_changes_is_covered_as_said(rows):
-    assert coverage([0.0] + [0.005] * (rows - 1), 3) == pytest.approx(0.95, abs=0.015)
+    assert 0.935 <= coverage([0.0] + [0.005] * (rows - 1), 3) <= 0.975
 
 
 def test_two_rows_that_no_seed_changes_are_covered_as_said():
@@ -91,8 +105,8 @@ def false_differences(seeds, tables, spread_of_spreads, rows=6):
 
 @pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_one_algorithm_under_many_seeds_is_not_told_from_itself(seeds):
-    """30 or 18 runs of one algorithm, split into 6 rows: at most 5% of tables tell two apart."""
+def test_six_rows_that_are_equally_good_are_not_told_apart(seeds):
+    """At most 5% of tables tell two apart; tests/end_to_end/test_many_seeds.py really trains."""
     # 400 tables: their share is within .022 (2 standard errors at 5%) of the true one.
     assert false_differences(seeds, 400, spread_of_spreads=0.0) <= 0.05
 

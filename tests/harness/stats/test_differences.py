@@ -12,8 +12,7 @@ from hypothesis.extra.numpy import arrays
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
-from metabench.stats.differences import all_pairs, difference, pooled_spread
-from metabench.stats.paired import paired_t_test
+from metabench.stats.differences import all_pairs, difference, errors_of, pooled_spread
 
 SCORES = st.integers(0, 100).map(lambda k: k / 100)
 
@@ -54,7 +53,7 @@ def test_the_variance_is_that_of_an_analysis_of_variance():
     found = difference(first, second)
     assert (found.runs, found.tasks, found.rest) == pytest.approx((runs, tasks, rest))
     variance = runs + tasks - rest
-    df = variance**2 / (runs**2 / 7 + tasks**2 / 8)
+    df = variance**2 / (runs**2 / 7 + tasks**2 / 8 + rest**2 / (7 * 8))
     assert found.df == pytest.approx(df)
     low, high = scipy.stats.t.interval(0.95, df, loc=gap.mean(), scale=variance**0.5)
     assert (found.low, found.high) == pytest.approx((low, high))
@@ -74,10 +73,10 @@ def test_where_only_seeds_differ_it_is_students_over_seeds():
 def test_where_only_episodes_differ_it_is_the_paired_test_over_episodes():
     first, second = table(2, 1, 25)
     found = difference(np.tile(first, (3, 1)), np.tile(second, (3, 1)))
-    expected = paired_t_test(first[0], second[0])
+    expected = scipy.stats.ttest_rel(first[0], second[0])
     assert found.basis == "no spread of seeds"
-    assert found.p == pytest.approx(expected.p)
-    assert found.high - found.difference == pytest.approx(expected.ci95)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(expected.confidence_interval(0.95))
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -96,18 +95,20 @@ def test_the_interval_is_never_narrower_than_that_of_a_part():
         found, gap = difference(first, second), first - second
         for part in (gap.mean(axis=0), gap.mean(axis=1)):
             alone = scipy.stats.ttest_1samp(part, 0.0)
-            assert found.p >= alone.pvalue * (1 - 1e-12)
-            assert found.low <= alone.confidence_interval(0.95).low + 1e-12
+            assert found.p >= alone.pvalue * (1 - 1e-9)
+            assert found.low <= alone.confidence_interval(0.95).low + 1e-9
 
 
 def test_rows_of_equal_spread_share_it_and_its_degrees_of_freedom():
-    by_seed = np.array([0.49, 0.5, 0.51])
-    rows = [np.tile(by_seed[:, None], (1, 5)) + r / 100 for r in range(4)]
+    by_seed = np.array([0.4375, 0.5, 0.5625])  # exact in binary
+    rows = [np.tile(by_seed[:, None], (1, 4)) + r / 8 for r in range(4)]
     pooled = pooled_spread(rows)
-    assert pooled == pytest.approx((0.01**2, 8.0, 4))
+    assert pooled is not None
+    # Half of its variance, 2 * spread**4 / 8, and unbiased: 2 / (2 + 2) of it.
+    assert pooled == pytest.approx((2**-8, 8.0, 8.0, 2**-16 / 8 / 2, 4))
     found = difference(rows[0], rows[1], pooled)
     assert found.basis == "pooled seeds"
-    assert (found.runs, found.runs_df) == pytest.approx((2 * 0.01**2 / 3, 8.0))
+    assert (found.runs, found.runs_df) == pytest.approx((2 * 2**-8 / 3, 8.0))
 
 
 def test_unequal_spreads_cost_degrees_of_freedom_and_a_noisy_row_keeps_its_own():
@@ -115,12 +116,60 @@ def test_unequal_spreads_cost_degrees_of_freedom_and_a_noisy_row_keeps_its_own()
     rows = [np.tile(by_seed[:, None] * (30 if r == 0 else 1), (1, 5)) for r in range(6)]
     pooled = pooled_spread(rows)
     assert pooled is not None
-    # One row has nearly all of it: 2 + 2 for the unbiased square, see Satterthwaite.
-    assert pooled.df == pytest.approx(4.0, abs=0.1)
     assert pooled.variance == pytest.approx((0.03**2 + 5 * 0.001**2) / 6)
     noisy, calm = difference(rows[0], rows[1], pooled), difference(rows[1], rows[2], pooled)
     assert noisy.runs == pytest.approx((0.03**2 + pooled.variance) / 3)
     assert calm.runs == pytest.approx(2 * pooled.variance / 3)
+    # One row has nearly all of the spread: there is no more to stand on than its three runs.
+    assert (noisy.runs_df, calm.runs_df) == pytest.approx((2.0, 2.0), abs=0.1)
+
+
+def test_the_degrees_of_freedom_of_a_pair_are_those_of_its_weighted_variances():
+    """Against drawn variances: Satterthwaite's df is 2 * mean**2 / variance of the estimate."""
+    spreads, rng = np.array([2.0, 1.0, 1.0, 0.5, 0.5]), np.random.default_rng(0)
+    # The first row keeps its own, the second takes the pool's.
+    drawn = spreads**2 * rng.chisquare(40, (200_000, 5)) / 40
+    sums = drawn[:, 0] + drawn.mean(axis=1)
+    expected = 2 * sums.mean() ** 2 / sums.var()
+    quantiles = scipy.stats.norm.ppf((np.arange(41) + 0.5) / 41)
+    runs = quantiles / quantiles.std(ddof=1)
+    rows = [np.tile(spread * runs[:, None], (1, 2)) for spread in spreads]
+    pooled = pooled_spread(rows)
+    assert pooled is not None
+    found = difference(rows[0], rows[1], pooled)
+    assert found.runs_df == pytest.approx(expected, rel=0.03)
+
+
+def test_a_noisy_row_can_be_told_apart_in_a_table_and_only_with_an_interval_beside_zero():
+    """By 2 degrees of freedom nothing would be, after Holm; the pool's are more."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(30):
+        scores = 0.5 + rng.normal(0, 0.003, (12, 3, 1)) + rng.normal(0, 0.01, (12, 3, 40))
+        scores[0] += 0.1 + rng.normal(0, 0.012, (3, 1))
+        pairs = all_pairs([as_runs(row) for row in scores])
+        found.append(pairs[0, 1].p_holm)
+        for pair in pairs.values():
+            assert pair.p_holm >= pair.p
+            assert pair.p_holm >= 0.05 or not pair.low <= 0 <= pair.high
+    assert np.mean(np.array(found) < 0.05) > 0.6
+
+
+def test_means_that_differ_by_rounding_are_equal():
+    chance = [0.2] * 12
+    first, second = dict.fromkeys(range(3), chance), {0: chance}
+    assert (np.mean([chance] * 3, axis=0) != chance).any()
+    found = all_pairs([first, second])[0, 1]
+    assert (found.difference, found.p, found.basis) == (0.0, 1.0, "these checkpoints")
+
+
+def test_runs_that_come_out_equally_good_by_chance_are_not_of_no_spread():
+    """Three runs with the same mean, on other episodes each: their spread is that of the rest."""
+    first = np.full((3, 20), 0.7)
+    first[np.arange(3), np.arange(3)] = 0.1
+    found = difference(first, np.full((3, 20), 0.5))
+    assert found.basis == "own seeds"
+    assert found.runs == found.rest > 0
+    assert found.df < 3
 
 
 def test_a_row_that_no_seed_changes_does_not_touch_the_pool():
@@ -169,7 +218,7 @@ def test_two_episodes_are_enough_and_say_little():
     first, second = table(2, 3, 2, gaps=0.5)
     found = difference(first, second)
     alone = scipy.stats.ttest_1samp((first - second).mean(axis=0), 0.0)
-    assert found.p >= alone.pvalue * (1 - 1e-12)
+    assert found.p >= alone.pvalue * (1 - 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -200,15 +249,22 @@ def test_one_row_has_no_pair():
     assert all_pairs([]) == {}
 
 
+def p_in_table(pair):
+    parts = pair.runs, pair.tasks, pair.rest, pair.table_df, pair.seeds, pair.episodes
+    t_of = {df: abs(pair.difference) / v**0.5 for v, df in errors_of(*parts)}
+    return max(2 * scipy.stats.t.sf(t, df) for df, t in t_of.items())
+
+
 def test_holm_is_over_all_pairs_of_the_table():
     rows = [as_runs(row) for row in table(4, 3, 50, gaps=0.02)]
     pairs = all_pairs(rows)
     assert list(pairs) == list(combinations(range(4), 2))
-    ordered = sorted(pairs.values(), key=lambda pair: pair.p)
+    # In the table a pair has the pool's degrees of freedom.
+    p_of = {place: p_in_table(pair) for place, pair in pairs.items()}
     least = 0.0
-    for place, pair in enumerate(ordered):
-        least = max(least, min(1.0, (len(ordered) - place) * pair.p))
-        assert pair.p_holm == pytest.approx(least)
+    for place, pair in enumerate(sorted(pairs, key=lambda pair: p_of[pair])):
+        least = max(least, min(1.0, (len(pairs) - place) * p_of[pair]))
+        assert pairs[pair].p_holm == pytest.approx(max(least, pairs[pair].p))
     pooled = pooled_spread([np.stack(list(row.values())) for row in rows])
     again = difference(*(list(rows[i].values()) for i in (0, 2)), pooled)
     assert pairs[0, 2]._replace(p_holm=again.p) == again
@@ -229,8 +285,8 @@ def test_without_three_common_seeds_it_is_of_these_checkpoints_over_all_runs():
     pairs = all_pairs(rows)
     assert {pair.basis for pair in pairs.values()} == {"these checkpoints"}
     assert [pair.seeds for pair in pairs.values()] == [1, 0, 0]
-    expected = paired_t_test(scores[0].mean(axis=0), scores[2].mean(axis=0))
-    assert pairs[0, 2].p == pytest.approx(expected.p)
+    expected = scipy.stats.ttest_rel(scores[0].mean(axis=0), scores[2].mean(axis=0))
+    assert pairs[0, 2].p == pytest.approx(expected.pvalue)
 
 
 def test_what_is_said_of_checkpoints_does_not_weaken_what_is_said_of_algorithms():

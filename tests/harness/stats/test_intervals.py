@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from metabench.stats.intervals import data_intervals, mean_t_interval, row_summary
-from metabench.stats.paired import paired_t_test
 
 SCORES = st.floats(0, 1).map(lambda x: round(x, 3))
 
@@ -68,41 +67,6 @@ def test_the_order_of_the_seeds_does_not_matter(scores, order):
 def test_what_has_no_summary(scores):
     with pytest.raises(ValueError):
         row_summary(scores)
-
-
-@given(tables(st.just(2)))
-def test_the_paired_test_is_scipys(scores):
-    first, second = scores
-    assume(np.ptp(first - second) > 1e-6)
-    test = paired_t_test(first, second)
-    expected = scipy.stats.ttest_rel(first, second)
-    assert test.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-300)
-    assert test.difference == pytest.approx((first - second).mean())
-    low, high = expected.confidence_interval(0.95)
-    assert test.ci95 == pytest.approx((high - low) / 2)
-    assert paired_t_test(second, first).p == test.p
-
-
-def test_equal_rows_do_not_differ_and_constant_differences_do():
-    scores = np.array([0.25, 0.5, 0.75])
-    assert paired_t_test(scores, scores) == (0.0, 0.0, 1.0)
-    assert paired_t_test(scores + 0.25, scores) == (0.25, 0.0, 0.0)
-
-
-def test_pairing_sees_what_unpaired_intervals_do_not():
-    rng = np.random.default_rng(1)
-    difficulty = rng.uniform(0.2, 0.9, 200)
-    worse = difficulty + rng.normal(0, 0.01, 200)
-    better = difficulty + 0.02 + rng.normal(0, 0.01, 200)
-    (mean_a, half_a), (mean_b, half_b) = mean_t_interval(better), mean_t_interval(worse)
-    assert mean_a - half_a < mean_b + half_b
-    assert paired_t_test(better, worse).p < 1e-10
-
-
-@pytest.mark.parametrize("second", [[0.5, 0.5, 0.5], [0.5, np.nan], [[0.5, 0.5]]])
-def test_what_cannot_be_paired(second):
-    with pytest.raises(ValueError):
-        paired_t_test([0.1, 0.2], second)
 
 
 def _design(rng, episodes=12, classes=9, ways=3):

@@ -14,7 +14,7 @@ def found(
     size: float, runs: float, tasks: float, rest: float = 0.0, basis: Basis = "own seeds"
 ) -> Difference:
     """3 seeds and 1,000 episodes; `runs`, `tasks`, `rest` as variances of the difference."""
-    return Difference(size, 0, 0, 0, 0, 0, basis, 3, 1000, runs, tasks, rest, 2.0)
+    return Difference(size, 0, 0, 0, 0, 0, basis, 3, 1000, runs, tasks, rest, 2.0, 2.0)
 
 
 def test_where_only_seeds_have_a_spread_it_is_the_paired_t_tests():
