@@ -15,9 +15,6 @@ TABLES = Path(__file__).parents[1] / "leaderboards"
 NOT_IN_THE_PACKAGE = ("omniglot",)
 
 
-@pytest.mark.skipif(
-    not (TABLES / "evidence").is_dir(), reason="no evidence is published yet (metabench publish)"
-)
 def test_the_published_tables_follow_from_their_evidence(data: Path) -> None:
     report = verify_files(FolderFiles(TABLES), registry(), data)
     left = [finding for finding in report.findings if not may_be_left(finding)]
