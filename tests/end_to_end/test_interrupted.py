@@ -41,7 +41,15 @@ def kill_all(process: Process) -> None:
 def workers_of(process: Process) -> list[psutil.Process]:
     """Its workers; Python's own resource tracker is none."""
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return [child for child in children if "spawn_main" in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """What was typed; nothing of one that ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def bytes_of(results: Path) -> dict[str, bytes]:

@@ -32,6 +32,12 @@ from metabench.testing.conformance.tasks import IMAGE, PROTOCOL, bank, noise
 
 SAME = TOLERANCE["float32"]
 """Of the range of the predictions: rounding may differ by as much."""
+REORDERED = 10 * SAME
+"""The same where sums over the support set are added up in another order.
+
+The many steps of a solver amplify that: Adam's, which divide by small gradients, to .00025 of the
+range on a CPU with AVX2, where with AVX-512 it was under `SAME`.
+"""
 SHAPES = ((2, 1, 1), (3, 5, 2), (7, 1, 4), (5, 2, 3))
 """Ways, shots, queries a class."""
 ODD_QUERIES = (1, 4, 11)
@@ -216,6 +222,7 @@ def support_order(subject: AlgorithmSubject) -> None:
             "declared equivariant to the support's order",
             "the same support set in another order",
             subject.cls.adapt,
+            within=REORDERED,
         )
 
 
@@ -229,6 +236,7 @@ def class_labels(subject: AlgorithmSubject) -> None:
             "declared equivariant to class labels: class c called c + 1 moves its column by one",
             "the same support set under other labels",
             subject.cls.adapt,
+            within=REORDERED,
         )
 
 
@@ -300,15 +308,17 @@ def randomness(subject: AlgorithmSubject) -> None:
     )
 
 
-def _check_same(one: Tensor, other: Tensor, expected: str, how: str, at: object) -> None:
+def _check_same(
+    one: Tensor, other: Tensor, expected: str, how: str, at: object, within: float = SAME
+) -> None:
     if one.shape != other.shape:
         raise NonconformityError(
             expected, f"{how}: {tuple(other.shape)} instead of {tuple(one.shape)}", at
         )
     difference = share_of_range(one, other)
-    if not difference <= SAME:  # not a number is not equal either
+    if not difference <= within:  # not a number is not equal either
         raise NonconformityError(
-            f"{expected} (within {SAME:g} of their range)",
+            f"{expected} (within {within:g} of their range)",
             f"{how}: predictions differ by {difference:.2g} of their range",
             at,
         )
