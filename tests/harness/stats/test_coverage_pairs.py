@@ -63,7 +63,6 @@ def test_with_pooled_seeds_at_least_95_percent_are_covered(rows, seeds, seed_sd,
     ("seed_sds", "seeds"),
     [
         ([0.01] + [0.003] * 11, 3),
-        ([0.02] + [0.002] * 11, 3),
         ([0.02] + [0.002] * 5, 5),
         ([0.02] + [0.002] * 2, 3),
     ],
