@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from click.testing import Result as Typed
 
 from metabench.api.recipe import Recipe
+from metabench.cli import main
 from metabench.episodes.protocol import Protocol
 from metabench.store.keys import (
     CellIdentity,
@@ -26,6 +29,23 @@ from metabench.store.store import Store
 from metabench.store.suites import SuiteCell
 
 PROTOCOL = Protocol(ways=5, shots=1, queries=3, episodes=8)
+
+
+def _ran(
+    device: str, instructions: str, started: str, train_s: float | None, command: str
+) -> RunInfo:
+    run = RunInfo(metabench="0.1.0", torch="2.14.0", device=device, instructions=instructions)
+    return run.model_copy(update={"started": started, "train_s": train_s, "command": command})
+
+
+def _apart(
+    protocol: Protocol, disjoint: int, key: str, skill: float, shift: int, luck: int, sure: bool
+) -> list[EpisodeResults]:
+    """What was predicted for so many disjoint episodes; nothing where there are none."""
+    if not disjoint:
+        return []
+    apart = protocol.model_copy(update={"episodes": disjoint})
+    return [made_up(apart, key, skill, shift + 1, luck, sure)]
 
 
 class Results:
@@ -81,44 +101,42 @@ class Results:
             luck: another one, and the same cell predicts otherwise.
             vouched: whether its record has digests of its predictions, as those of today.
         """
+        settings = {"variant": variant, **(hp or {})}
         identity = CellIdentity(
             protocol=protocol.identity,
             recipe=(recipe or Recipe(steps=800)).identity,
             dataset=_dataset(content),
-            algorithm=PluginIdentity(
-                name=algorithm, hp={"variant": variant, **(hp or {})}, code=code
-            ),
+            algorithm=PluginIdentity(name=algorithm, hp=settings, code=code),
             backbone=PluginIdentity(name="conv4", hp={"label": backbone}, code="b" * 32),
             seed=seed,
             numerics=_numerics(device),
         )
         named = f"{algorithm}:{variant}" if variant else algorithm
-        cell_id = f"{dataset}/{protocol.name}/{named}/{backbone}/seed{seed}"
-        if command is None:
-            options = f"--dataset {dataset} --algorithm {algorithm} --backbone {backbone}"
-            command = f"metabench run --suite {suite} {options} --seed {seed}"
-        run = RunInfo(metabench="0.1.0", torch="2.14.0", device=device, instructions=instructions)
-        run = run.model_copy(update={"started": started, "train_s": train_s, "command": command})
+        options = f"--dataset {dataset} --algorithm {algorithm} --backbone {backbone}"
+        typed = f"metabench run --suite {suite} {options} --seed {seed}"
+        run = _ran(device, instructions, started, train_s, typed if command is None else command)
         if status == "ok":
-            parts = [made_up(protocol, identity.key, skill, episode_shift, luck, sure)]
-            if disjoint:
-                apart = protocol.model_copy(update={"episodes": disjoint})
-                parts.append(made_up(apart, identity.key, skill, episode_shift + 1, luck, sure))
+            told = identity.key, skill, episode_shift, luck, sure
+            parts = [made_up(protocol, *told), *_apart(protocol, disjoint, *told)]
             result = _result(parts, budget, dict(figures or {}), vouched)
             self._publish(identity, parts, run, inference, result, tuple(phases))
         elif status != "missing":
             failure = Failure(status=status, exception="ValueError", message=f"{named} broke")
             self.store.fail(identity, failure, run)
         labels = {
-            **{"id": cell_id, "dataset": dataset, "protocol": protocol.name},
+            "id": f"{dataset}/{protocol.name}/{named}/{backbone}/seed{seed}",
+            **{"dataset": dataset, "protocol": protocol.name},
             "protocol_digest": (label_protocol or protocol).digest,
             **{"metric": protocol.metric, "algorithm": algorithm, "variant": variant},
             **{"backbone": backbone, "seed": seed},
         }
+        return self._note(suite, SuiteCell(key=identity.key, labels=labels))
+
+    def _note(self, suite: str, cell: SuiteCell) -> str:
         noted = self._noted.setdefault(suite, [])
-        noted.append(SuiteCell(key=identity.key, labels=labels))
+        noted.append(cell)
         self.store.remember_suite(suite, noted)
-        return identity.key
+        return cell.key
 
     def row(self, algorithm: str = "maml", seeds: int = 3, **options: Any) -> list[str]:
         """Put a row of cells in, alike but for the seed; returns their keys."""
@@ -229,3 +247,14 @@ def results(tmp_path: Path) -> Results:
 def make_results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Results]:
     """As `results`, as many as are asked for."""
     return lambda: Results(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture
+def compare(results: Results, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Typed]:
+    """Type `metabench compare`, where `results` is the result folder."""
+    monkeypatch.setenv("METABENCH_OUT", str(results.store.root))
+
+    def invoke(*args: str) -> Typed:
+        return CliRunner().invoke(main, ["compare", *args], catch_exceptions=False)
+
+    return invoke
